@@ -1,0 +1,152 @@
+from mesh.wire import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class NodeState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    NODE_STATE_UNSPECIFIED: _ClassVar[NodeState]
+    FETCHING: _ClassVar[NodeState]
+    LOADING: _ClassVar[NodeState]
+    READY: _ClassVar[NodeState]
+    DRAINING: _ClassVar[NodeState]
+NODE_STATE_UNSPECIFIED: NodeState
+FETCHING: NodeState
+LOADING: NodeState
+READY: NodeState
+DRAINING: NodeState
+
+class Capacity(_message.Message):
+    __slots__ = ("memory_bytes", "disk_bytes", "layers")
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    memory_bytes: int
+    disk_bytes: int
+    layers: _common_pb2.LayerRange
+    def __init__(self, memory_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., layers: _Optional[_Union[_common_pb2.LayerRange, _Mapping]] = ...) -> None: ...
+
+class OfferRequest(_message.Message):
+    __slots__ = ("protocol", "version", "token_secret", "node_id", "name", "incarnation", "capacity", "kernel_id", "kv_tokens")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_SECRET_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_FIELD_NUMBER: _ClassVar[int]
+    KERNEL_ID_FIELD_NUMBER: _ClassVar[int]
+    KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    version: str
+    token_secret: bytes
+    node_id: str
+    name: str
+    incarnation: int
+    capacity: Capacity
+    kernel_id: str
+    kv_tokens: int
+    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., token_secret: _Optional[bytes] = ..., node_id: _Optional[str] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., kernel_id: _Optional[str] = ..., kv_tokens: _Optional[int] = ...) -> None: ...
+
+class Offer(_message.Message):
+    __slots__ = ("release_id", "trust_root", "manifest", "torrent", "layers", "peers")
+    RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    TRUST_ROOT_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    TORRENT_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    release_id: str
+    trust_root: bytes
+    manifest: bytes
+    torrent: bytes
+    layers: _common_pb2.LayerRange
+    peers: _containers.RepeatedCompositeFieldContainer[_common_pb2.Endpoint]
+    def __init__(self, release_id: _Optional[str] = ..., trust_root: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., torrent: _Optional[bytes] = ..., layers: _Optional[_Union[_common_pb2.LayerRange, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[_common_pb2.Endpoint, _Mapping]]] = ...) -> None: ...
+
+class Acceptance(_message.Message):
+    __slots__ = ("node_id", "incarnation", "release_id", "layers", "memory_bytes")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    incarnation: int
+    release_id: str
+    layers: _common_pb2.LayerRange
+    memory_bytes: int
+    def __init__(self, node_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., release_id: _Optional[str] = ..., layers: _Optional[_Union[_common_pb2.LayerRange, _Mapping]] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+
+class HeartbeatRequest(_message.Message):
+    __slots__ = ("node_id", "incarnation", "state", "progress", "stage", "swarm", "kv_tokens_free", "sessions", "steps_computed", "fetched_bytes", "redundant_bytes")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    SWARM_FIELD_NUMBER: _ClassVar[int]
+    KV_TOKENS_FREE_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_COMPUTED_FIELD_NUMBER: _ClassVar[int]
+    FETCHED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REDUNDANT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    incarnation: int
+    state: NodeState
+    progress: float
+    stage: _common_pb2.Endpoint
+    swarm: _common_pb2.Endpoint
+    kv_tokens_free: int
+    sessions: int
+    steps_computed: int
+    fetched_bytes: int
+    redundant_bytes: int
+    def __init__(self, node_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., state: _Optional[_Union[NodeState, str]] = ..., progress: _Optional[float] = ..., stage: _Optional[_Union[_common_pb2.Endpoint, _Mapping]] = ..., swarm: _Optional[_Union[_common_pb2.Endpoint, _Mapping]] = ..., kv_tokens_free: _Optional[int] = ..., sessions: _Optional[int] = ..., steps_computed: _Optional[int] = ..., fetched_bytes: _Optional[int] = ..., redundant_bytes: _Optional[int] = ...) -> None: ...
+
+class Lease(_message.Message):
+    __slots__ = ("seconds", "peers")
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    seconds: float
+    peers: _containers.RepeatedCompositeFieldContainer[_common_pb2.Endpoint]
+    def __init__(self, seconds: _Optional[float] = ..., peers: _Optional[_Iterable[_Union[_common_pb2.Endpoint, _Mapping]]] = ...) -> None: ...
+
+class LeaveRequest(_message.Message):
+    __slots__ = ("node_id", "incarnation")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    incarnation: int
+    def __init__(self, node_id: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
+
+class LeaveReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class AnnounceRequest(_message.Message):
+    __slots__ = ("protocol", "token_secret", "release_id", "swarm", "peer_id")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_SECRET_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    SWARM_FIELD_NUMBER: _ClassVar[int]
+    PEER_ID_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    token_secret: bytes
+    release_id: str
+    swarm: _common_pb2.Endpoint
+    peer_id: str
+    def __init__(self, protocol: _Optional[int] = ..., token_secret: _Optional[bytes] = ..., release_id: _Optional[str] = ..., swarm: _Optional[_Union[_common_pb2.Endpoint, _Mapping]] = ..., peer_id: _Optional[str] = ...) -> None: ...
+
+class AnnounceReply(_message.Message):
+    __slots__ = ("seconds", "peers")
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    seconds: float
+    peers: _containers.RepeatedCompositeFieldContainer[_common_pb2.Endpoint]
+    def __init__(self, seconds: _Optional[float] = ..., peers: _Optional[_Iterable[_Union[_common_pb2.Endpoint, _Mapping]]] = ...) -> None: ...
