@@ -1,0 +1,51 @@
+# Two commands for a newcomer: `make demo` and `make test`. Everything they need is installed into .venv.
+
+PYTHON   ?=                 # an interpreter to use; empty: the first of 3.11 to 3.13 that is found
+TORCH    ?= torch==2.13.0   # installed first, so that nothing else can pull another build
+PIP_ARGS ?=                 # for that install only, e.g. --index-url of a CPU-only or CUDA build
+MODEL    ?=                 # for `make demo`: a GGUF file or a Hugging Face directory
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN  := $(VENV)/bin
+INSTALL = PYTHON="$(strip $(PYTHON))" TORCH="$(strip $(TORCH))" PIP_ARGS="$(strip $(PIP_ARGS))" .ci/install
+
+.PHONY: help demo test check lint types imports format proto bench clean
+
+help:  ## Say what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.installed-run  ## Run the whole mesh on this machine: pack, sign, seed, three nodes, one answer
+	@$(BIN)/mesh demo $(if $(strip $(MODEL)),--model "$(strip $(MODEL))")
+
+test: $(VENV)/.installed-dev  ## Run the whole test suite
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: lint types imports  ## Lint, types and import directions, without the tests
+
+lint: $(VENV)/.installed-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	@$(BIN)/mypy
+
+imports: $(VENV)/.installed-dev
+	@$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev  ## Format the code
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+proto: $(VENV)/.installed-dev  ## Generate mesh/wire/*_pb2 from proto/
+	@$(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. --grpc_python_out=. proto/mesh/wire/*.proto
+	@rm -f mesh/wire/common_pb2_grpc.py  # no service in it
+
+bench: $(VENV)/.installed-dev  ## Tokens per second: one process, three nodes, transformers, side by side
+	@$(BIN)/python -m benchmarks.decode
+
+clean:  ## Remove what was installed and built here
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
+
+$(VENV)/.installed-%: pyproject.toml .ci/install
+	@$(INSTALL) $(VENV) $*

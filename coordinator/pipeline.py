@@ -1,0 +1,280 @@
+"""Drives sessions through the stages of a route: token ids in at the first stage, token ids out of the last.
+
+Holds one link per node, shared by all sessions. Hidden states flow node to node and never pass here. Knows routes and
+frames; nothing of text, HTTP or placement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from coordinator.routing import Route, RouteStage
+from coordinator.token_pipeline import PipelineLost, TokenRequest
+from mesh.errors import MeshError, RequestRefused
+from mesh.model.prefill import prefill_chunks
+from mesh.wire import common_pb2, stage_pb2, stage_pb2_grpc
+from mesh.wire.channel import format_endpoint, open_channel
+from mesh.wire.link import Link, LinkClosed
+from mesh.wire.tensors import FLOAT32, pack_token_ids
+
+logger = logging.getLogger(__name__)
+
+OPEN_TIMEOUT_SECONDS = 10.0  # a stage answers an open at once; only a dead one does not
+TOKEN_TIMEOUT_SECONDS = 120.0  # covers the prefill of a long prompt on a slow machine
+RETRY_SECONDS = 2  # what a client is told to wait when a stage is full or the route went stale
+
+_Event = stage_pb2.Token | stage_pb2.SessionFailed
+
+
+class _Session:
+    """One session on its route; implements ``token_pipeline.TokenSession``."""
+
+    def __init__(self, request: TokenRequest, route: Route, links: list[_NodeLink], return_logits: bool) -> None:
+        self.id = uuid.uuid4().hex
+        self.epoch = 1
+        self.route = route
+        self.logits: list[bytes] = []  # one per token, if asked for
+        self._request, self._links, self._return_logits = request, links, return_logits
+        self._events: asyncio.Queue[_Event] = asyncio.Queue()
+        self._unopened = len(links)
+        self._opened = asyncio.Event()
+        self._step_id = 0
+
+    # -- what the links tell us
+
+    def on_opened(self) -> None:
+        self._unopened -= 1
+        if self._unopened == 0:
+            self._opened.set()
+
+    def on_event(self, event: _Event) -> None:
+        self._events.put_nowait(event)
+        if isinstance(event, stage_pb2.SessionFailed):
+            self._opened.set()  # whoever waits for the opening must learn of it
+
+    # -- the life of a session
+
+    async def open(self) -> None:
+        """Reserve on every stage. Raises RequestRefused (503); the caller closes in any case."""
+        request = self._request
+        max_tokens = len(request.prompt_ids) + request.max_new_tokens
+        for index, link in enumerate(self._links):
+            link.attach(self)
+            link.send(
+                stage_pb2.Frame(
+                    open=stage_pb2.OpenSession(
+                        session=self.id,
+                        epoch=self.epoch,
+                        route=[_wire_stage(stage) for stage in self.route.stages],
+                        stage_index=index,
+                        max_tokens=max_tokens,
+                        sampling=stage_pb2.SamplingParams(
+                            temperature=request.sampling.temperature,
+                            top_p=request.sampling.top_p,
+                            seed=request.sampling.seed,
+                        ),
+                        request_id=request.request_id,
+                        dtype=FLOAT32,
+                        return_logits=self._return_logits,
+                    )
+                )
+            )
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT_SECONDS):
+                await self._opened.wait()
+        except TimeoutError as exc:
+            raise _unavailable("a stage did not answer in time", "mesh_incomplete") from exc
+        if not self._events.empty():
+            failed = self._events.get_nowait()
+            assert isinstance(failed, stage_pb2.SessionFailed)
+            full = failed.reason == stage_pb2.SessionFailed.NO_CAPACITY
+            raise _unavailable(failed.message, "no_capacity" if full else "mesh_incomplete")
+
+    async def tokens(self) -> AsyncIterator[int]:
+        """Prefill in chunks that follow each other down the pipe, then one step per token."""
+        prompt = self._request.prompt_ids
+        for chunk in prefill_chunks(len(prompt)):
+            ids = prompt[chunk.start : chunk.stop]
+            await self._send_step(ids, position=chunk.start, sample=chunk.stop == len(prompt))
+        for produced in range(1, self._request.max_new_tokens + 1):
+            token = await self._next_token()
+            if self._return_logits:
+                self.logits.append(token.logits)
+            yield token.token_id
+            if produced < self._request.max_new_tokens:
+                await self._send_step((token.token_id,), position=token.position, sample=True)
+
+    def close(self) -> None:
+        """Free every stage, whatever state the session is in."""
+        for link in self._links:
+            link.detach(self)
+            link.send(stage_pb2.Frame(close=stage_pb2.CloseSession(session=self.id, epoch=self.epoch)))
+
+    async def _send_step(self, ids: tuple[int, ...], *, position: int, sample: bool) -> None:
+        self._step_id += 1
+        step = stage_pb2.Step(
+            session=self.id,
+            epoch=self.epoch,
+            step_id=self._step_id,
+            position=position,
+            sample=sample,
+            token_ids=ids,
+        )
+        try:
+            await self._links[0].send_steps(pack_token_ids(step))
+        except LinkClosed as exc:
+            raise PipelineLost(str(exc)) from exc
+
+    async def _next_token(self) -> stage_pb2.Token:
+        try:
+            async with asyncio.timeout(TOKEN_TIMEOUT_SECONDS):
+                event = await self._events.get()
+        except TimeoutError as exc:
+            raise PipelineLost(f"no token for {TOKEN_TIMEOUT_SECONDS:g} s on route {self.route}") from exc
+        if isinstance(event, stage_pb2.SessionFailed):
+            raise PipelineLost(f"a stage was lost: {event.message}")
+        return event
+
+
+class _NodeLink:
+    """The coordinator's link to one node, and the sessions that use it."""
+
+    def __init__(self, stage: RouteStage, on_closed: Callable[[_NodeLink], None]) -> None:
+        self.stage = stage
+        self._on_closed = on_closed
+        self._sessions: dict[str, _Session] = {}
+        self._link: Link | None = None
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._run(), name=f"link {stage.name}")
+
+    async def connected(self) -> None:
+        """Raises Unreachable if the node does not answer or is not the one the route means."""
+        await asyncio.shield(self._ready)
+
+    def attach(self, session: _Session) -> None:
+        self._sessions[session.id] = session
+
+    def detach(self, session: _Session) -> None:
+        self._sessions.pop(session.id, None)
+
+    def send(self, frame: stage_pb2.Frame) -> None:
+        if self._link is not None:
+            self._link.send(frame)
+
+    async def send_steps(self, steps: stage_pb2.Steps) -> None:
+        assert self._link is not None
+        await self._link.send_steps(steps)
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        reason = "the link ended"
+        try:
+            async with open_channel(format_endpoint(self.stage.host, self.stage.port)) as channel:
+                link = Link(stage_pb2_grpc.StageStub(channel).Link(), self.stage.name)
+                hello = await link.greet(stage_pb2.Hello(sender="coordinator"))
+                layers = (hello.layers.start, hello.layers.stop)
+                if hello.incarnation != self.stage.incarnation or layers != (
+                    self.stage.layers.start,
+                    self.stage.layers.stop,
+                ):
+                    raise LinkClosed(f"{self.stage.name} is not the stage the route was made for")
+                self._link = link
+                self._ready.set_result(None)
+                await link.run(self._on_frame)
+        except MeshError as exc:
+            reason = str(exc)
+        finally:
+            self._on_closed(self)
+            if not self._ready.done():
+                self._ready.set_exception(LinkClosed(reason))
+                self._ready.exception()  # seen here too: nobody may be waiting
+            for session in list(self._sessions.values()):
+                session.on_event(
+                    stage_pb2.SessionFailed(
+                        session=session.id,
+                        reason=stage_pb2.SessionFailed.PEER_LOST,
+                        message=f"{self.stage.name}: {reason}",
+                        node_id=self.stage.node_id,
+                    )
+                )
+
+    def _on_frame(self, frame: stage_pb2.Frame) -> None:
+        match frame.WhichOneof("kind"):
+            case "tokens":
+                for token in frame.tokens.tokens:
+                    if (session := self._find(token)) is not None:
+                        session.on_event(token)
+            case "opened":
+                if (session := self._find(frame.opened)) is not None:
+                    session.on_opened()
+            case "failed":
+                if (session := self._find(frame.failed)) is not None:
+                    session.on_event(frame.failed)
+
+    def _find(self, about: Any) -> _Session | None:
+        """The session a frame speaks of; None for a closed one or an older epoch."""
+        session = self._sessions.get(about.session)
+        return session if session is not None and session.epoch == about.epoch else None
+
+
+class Pipeline:
+    """Implements ``token_pipeline.TokenPipeline`` over real links.
+
+    ``find_route`` returns the route to use now, or raises RequestRefused if layers are missing.
+    """
+
+    def __init__(self, find_route: Callable[[], Route], *, return_logits: bool = False) -> None:
+        self._find_route, self._return_logits = find_route, return_logits
+        self._links: dict[RouteStage, _NodeLink] = {}
+
+    @contextlib.asynccontextmanager
+    async def session(self, request: TokenRequest) -> AsyncIterator[_Session]:
+        route = self._find_route()
+        links = [self._link_to(stage) for stage in route.stages]
+        try:
+            await asyncio.gather(*(link.connected() for link in links))
+        except LinkClosed as exc:
+            raise _unavailable(str(exc), "mesh_incomplete") from exc
+        session = _Session(request, route, links, self._return_logits)
+        extra = {"session": session.id, "request_id": request.request_id, "route": str(route)}
+        try:
+            await session.open()
+            logger.info("session open", extra=extra)
+            yield session
+        finally:
+            session.close()
+            logger.info("session closed", extra=extra)
+
+    async def close(self) -> None:
+        await asyncio.gather(*(link.close() for link in list(self._links.values())))
+
+    def _link_to(self, stage: RouteStage) -> _NodeLink:
+        link = self._links.get(stage)
+        if link is None:
+            link = self._links[stage] = _NodeLink(stage, self._forget)
+        return link
+
+    def _forget(self, link: _NodeLink) -> None:
+        if self._links.get(link.stage) is link:
+            del self._links[link.stage]
+
+
+def _wire_stage(stage: RouteStage) -> stage_pb2.RouteStage:
+    return stage_pb2.RouteStage(
+        node_id=stage.node_id,
+        endpoint=common_pb2.Endpoint(host=stage.host, port=stage.port),
+        layers=common_pb2.LayerRange(start=stage.layers.start, stop=stage.layers.stop),
+        incarnation=stage.incarnation,
+    )
+
+
+def _unavailable(message: str, code: str) -> RequestRefused:
+    return RequestRefused(message, status=503, code=code, retry_after=RETRY_SECONDS)

@@ -1,0 +1,105 @@
+"""Whether to take an offer: every check between a stranger's bytes and a plan, in order, without I/O.
+
+The token is the only thing a node trusts from the start. It carries the digest of the trust root, so the coordinator
+cannot choose whom the node believes; everything else follows from that digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from mesh.errors import IntegrityError, LicenseRefused, NotEnoughDisk, NotEnoughMemory
+from mesh.layers import LayerRange
+from mesh.model.memory import StagePlan, plan_stage
+from mesh.sizes import format_size
+from mesh.swarm.metainfo import check_torrent
+from mesh.weights.manifest import Manifest, ShardRef
+from mesh.weights.signing import TrustRoot, open_manifest
+
+
+@dataclass(frozen=True, slots=True)
+class OfferedBytes:
+    """An offer as it came over the wire, nothing believed yet."""
+
+    release_id: str
+    trust_root: bytes
+    manifest: bytes  # DSSE envelope
+    torrent: bytes
+    layers: LayerRange
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the volunteer gives and insists on."""
+
+    memory_bytes: int
+    disk_bytes: int
+    kv_tokens: int
+    layers: LayerRange | None
+    accepted_license: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedOffer:
+    """An offer whose every claim was checked; safe to show, fetch and load."""
+
+    manifest: Manifest
+    torrent: bytes
+    layers: LayerRange
+    shards: tuple[ShardRef, ...]
+    plan: StagePlan
+
+    @property
+    def download_bytes(self) -> int:
+        return sum(ref.size for ref in self.shards)
+
+
+def accept(
+    offer: OfferedBytes, *, trust_digest: bytes, trust_override: TrustRoot | None, limits: Limits
+) -> AcceptedOffer:
+    """Raises IntegrityError, LicenseRefused, NotEnoughMemory or NotEnoughDisk; nothing was fetched by then."""
+    # (1) whom to believe: the token's digest, or what the volunteer brought, never the coordinator's word
+    if trust_override is not None:
+        trust = trust_override
+    else:
+        if hashlib.sha256(offer.trust_root).digest() != trust_digest:
+            raise IntegrityError(
+                "the coordinator's trust root is not the one in the join token; ask for a new token, or pass --trust FILE"
+            )
+        trust = TrustRoot.from_bytes(offer.trust_root)
+    # (2) size, signature over the exact bytes, then content
+    manifest = open_manifest(offer.manifest, trust)
+    if manifest.release_id != offer.release_id:
+        raise IntegrityError(
+            f"the coordinator offered release {offer.release_id[:16]} and sent {manifest.release_id[:16]}"
+        )
+    # (3) the torrent may name nothing but the manifest's shards
+    check_torrent(offer.torrent, manifest)
+    # (4) licence
+    license_ = manifest.license
+    if license_.acceptance_required and limits.accepted_license != license_.id:
+        raise LicenseRefused(
+            f"release {manifest.name} is under {license_.id}: read it, then join with --accept-license {license_.id}"
+        )
+    # (5) the layers: inside the model, and what the volunteer insists on
+    if offer.layers.stop > manifest.config.num_layers:
+        raise IntegrityError(
+            f"offered layers {offer.layers} of a model with {manifest.config.num_layers}; the coordinator is at fault"
+        )
+    if limits.layers is not None and offer.layers != limits.layers:
+        raise IntegrityError(f"offered layers {offer.layers}, but --layers {limits.layers} was asked for")
+    # (6) our own arithmetic, not the coordinator's
+    plan = plan_stage(manifest.config, offer.layers, limits.kv_tokens)
+    if plan.total_bytes > limits.memory_bytes:
+        raise NotEnoughMemory(
+            f"layers {offer.layers} need {format_size(plan.total_bytes)} of memory, {format_size(limits.memory_bytes)} "
+            "may be used; raise --memory, lower --kv-tokens or ask for fewer --layers"
+        )
+    accepted = AcceptedOffer(manifest, offer.torrent, offer.layers, manifest.shards_for(offer.layers), plan)
+    if accepted.download_bytes > limits.disk_bytes:
+        raise NotEnoughDisk(
+            f"layers {offer.layers} need {format_size(accepted.download_bytes)} of disk, "
+            f"{format_size(limits.disk_bytes)} are free; choose another --data DIR or free some space"
+        )
+    return accepted

@@ -1,0 +1,44 @@
+"""What a volunteer chose, checked once at the door. Flags > ``MESH_*`` environment > defaults (resolved by the CLI)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mesh.errors import UsageError
+from mesh.layers import LayerRange
+from mesh.token import JoinToken
+
+DEFAULT_KV_TOKENS = 8192  # tokens of KV cache over all sessions
+DEFAULT_MAX_SESSIONS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    coordinator: str  # host:port
+    token: JoinToken
+    name: str
+    data: Path  # identity and shard store; one node at a time
+    trust_file: Path | None  # instead of what the coordinator sends
+    memory_bytes: int | None  # for the whole process; None: most of what is free
+    device: str  # "auto", "cpu", "cuda:0"
+    threads: int | None  # of torch; None: its own choice
+    layers: LayerRange | None
+    listen: tuple[str, int]  # Stage service
+    swarm_listen: tuple[str, int]  # BitTorrent
+    kv_tokens: int
+    max_sessions: int
+    max_upload_bytes_per_second: int | None
+    accept_license: str | None  # the id of a licence that the volunteer has read
+    assume_yes: bool
+    insecure: bool
+    wait_seconds: float  # for a coordinator that is not there yet
+    json_events: bool
+
+    def __post_init__(self) -> None:
+        if not self.name or len(self.name) > 64 or not self.name.isprintable():
+            raise UsageError(f"--name {self.name[:80]!r}: expected 1 to 64 printable characters")
+        if self.kv_tokens < 16:
+            raise UsageError(f"--kv-tokens {self.kv_tokens}: expected at least 16")
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"--threads {self.threads}: expected at least 1")

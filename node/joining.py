@@ -1,0 +1,241 @@
+"""The join story: offer, checks, plan, reservation, shards, stage, service.
+
+Told once, in order, in ``join``; every part is a value or a thin object made by ``daemon.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import sys
+import time
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+
+from mesh.errors import MeshError, UsageError
+from mesh.layers import LayerRange
+from mesh.model.kv_cache import KvBudget, KvCache
+from mesh.model.llama import Stage, kernel_id
+from mesh.model.loader import load_stage
+from mesh.model.prefill import PREFILL_CHUNK
+from mesh.swarm.fetching import FetchProgress, FetchReport, fetch
+from mesh.swarm.session import SwarmSession
+from mesh.weights.manifest import ShardRef
+from mesh.weights.signing import TrustRoot
+from mesh.weights.store import ShardStore
+from mesh.wire import coordinator_pb2, stage_pb2_grpc
+from mesh.wire.channel import format_endpoint, server_options
+from mesh.wire.tensors import StageContract
+from node.accepting import AcceptedOffer, Limits, accept
+from node.capacity import disk_bytes, memory_bytes
+from node.config import NodeConfig
+from node.coordinator_client import CoordinatorClient
+from node.engine import Engine
+from node.membership import Membership, NodeStatus
+from node.reporting import Reporter
+from node.service import StageIdentity, StageService
+from node.sessions import SessionTable
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeParts:
+    """What the story needs and the daemon made."""
+
+    node_id: str
+    incarnation: int
+    device: str
+    channel: grpc.aio.Channel
+    swarm: SwarmSession
+    store: ShardStore
+    reporter: Reporter
+
+
+def new_incarnation() -> int:
+    """Random, so that a restarted process is never mistaken for the one before; never 0, which means unset."""
+    return secrets.randbits(63) | 1
+
+
+async def join(parts: NodeParts, config: NodeConfig) -> None:
+    """Join and serve until cancelled, then leave. Raises any MeshError of the way."""
+    client = CoordinatorClient(
+        parts.channel, config.coordinator, node_id=parts.node_id, incarnation=parts.incarnation
+    )
+    accepted, lease, peers = await _agree(parts, config, client)
+    status = NodeStatus(swarm=parts.swarm.endpoint)
+
+    async def rejoin() -> coordinator_pb2.Lease:
+        """The coordinator has forgotten us: take the same layers of the same release again, or fail."""
+        limits = _limits(parts, config, layers=accepted.layers)
+        offer, _ = await _request_offer(client, parts, config, limits, wait_seconds=0)
+        if offer.release_id != accepted.manifest.release_id:
+            raise UsageError("the coordinator serves another release now; restart this node to join it")
+        return await client.accept_offer(offer.release_id, accepted.layers, accepted.plan.total_bytes)
+
+    membership = Membership(client, status, rejoin, lease, peers)
+    async with _running(membership.run(), name="membership"):
+        try:
+            paths = await _fetch(parts, accepted, membership, status)
+            status.state = coordinator_pb2.LOADING
+            membership.report_now()
+            parts.reporter.loading()
+            began = time.monotonic()
+            stage = await asyncio.to_thread(
+                load_stage, accepted.manifest.config, accepted.layers, paths, device=parts.device
+            )
+            async with _serving(stage, parts, config, accepted, status) as endpoint:
+                status.state = coordinator_pb2.READY
+                membership.report_now()
+                parts.reporter.ready(format_endpoint(*endpoint), time.monotonic() - began)
+                await asyncio.get_running_loop().create_future()  # serve until cancelled
+        finally:
+            parts.reporter.close()
+            await _say_goodbye(client)
+
+
+async def _agree(
+    parts: NodeParts, config: NodeConfig, client: CoordinatorClient
+) -> tuple[AcceptedOffer, coordinator_pb2.Lease, list[tuple[str, int]]]:
+    """Offer, our own checks, the plan, the volunteer's word, the reservation."""
+    limits = _limits(parts, config, layers=config.layers)
+    trust = TrustRoot.load(config.trust_file) if config.trust_file else None
+    offer, peers = await _request_offer(client, parts, config, limits, wait_seconds=config.wait_seconds)
+    accepted = accept(offer, trust_digest=config.token.trust_digest, trust_override=trust, limits=limits)
+    parts.reporter.plan(config.name, accepted)
+    await _ask_volunteer(config)
+    lease = await client.accept_offer(offer.release_id, accepted.layers, accepted.plan.total_bytes)
+    logger.info("layers reserved", extra={"layers": str(accepted.layers)})
+    return accepted, lease, peers
+
+
+def _limits(parts: NodeParts, config: NodeConfig, *, layers: LayerRange | None) -> Limits:
+    return Limits(
+        memory_bytes=memory_bytes(parts.device, config.memory_bytes),
+        disk_bytes=disk_bytes(config.data),
+        kv_tokens=config.kv_tokens,
+        layers=layers,
+        accepted_license=config.accept_license,
+    )
+
+
+async def _request_offer(
+    client: CoordinatorClient, parts: NodeParts, config: NodeConfig, limits: Limits, *, wait_seconds: float
+) -> Any:
+    return await client.request_offer(
+        token_secret=config.token.secret,
+        name=config.name,
+        kernel_id=kernel_id(parts.device),
+        limits=limits,
+        wait_seconds=wait_seconds,
+    )
+
+
+async def _ask_volunteer(config: NodeConfig) -> None:
+    """Nothing is downloaded before a person has seen the plan; scripts say --yes."""
+    if config.assume_yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError("nobody is there to confirm the plan; add --yes to take it as it is")
+    answer = await asyncio.to_thread(input, "Go? [Y/n] ")
+    if answer.strip().lower() not in ("", "y", "yes"):
+        raise UsageError("not joined: the plan was declined")
+
+
+async def _fetch(
+    parts: NodeParts, accepted: AcceptedOffer, membership: Membership, status: NodeStatus
+) -> Mapping[ShardRef, Path]:
+    """Every shard of our layers, verified, under its address in the store; the swarm goes on serving them."""
+
+    def on_progress(progress: FetchProgress) -> None:
+        status.progress = progress.done_bytes / max(1, progress.wanted_bytes)
+        parts.reporter.fetching(progress.done_bytes, progress.wanted_bytes, progress.num_peers)
+
+    report: FetchReport = await fetch(
+        parts.swarm,
+        accepted.torrent,
+        accepted.manifest,
+        accepted.shards,
+        parts.store,
+        peers=lambda: membership.peers,
+        on_progress=on_progress,
+    )
+    status.progress = 1.0
+    status.fetched_bytes, status.redundant_bytes = report.payload_bytes, report.redundant_bytes
+    parts.reporter.fetched(report.payload_bytes, report.redundant_bytes, report.seconds)
+    return report.paths
+
+
+@asynccontextmanager
+async def _serving(
+    stage: Stage, parts: NodeParts, config: NodeConfig, accepted: AcceptedOffer, status: NodeStatus
+) -> AsyncIterator[tuple[str, int]]:
+    """The loaded stage behind its gRPC service; yields where it listens."""
+    model = accepted.manifest.config
+
+    def new_cache(max_tokens: int) -> KvCache:
+        return KvCache(model, len(accepted.layers), max_tokens, device=parts.device)
+
+    sessions = SessionTable(KvBudget(config.kv_tokens), config.max_sessions, new_cache)
+    service = StageService(
+        StageIdentity(
+            parts.node_id,
+            parts.incarnation,
+            accepted.manifest.release_id,
+            kernel_id(parts.device),
+            accepted.layers,
+            model.num_layers,
+        ),
+        StageContract(accepted.layers.is_first(), model.hidden_size, model.vocab_size, PREFILL_CHUNK),
+        sessions,
+    )
+    engine = Engine(
+        stage, is_last=accepted.layers.is_last(model.num_layers), device=parts.device, on_done=service.on_done
+    )
+    service.attach(engine)
+    engine.start()
+    server = grpc.aio.server(options=server_options())
+    stage_pb2_grpc.add_StageServicer_to_server(service, server)
+    host, wanted = config.listen
+    try:
+        port = server.add_insecure_port(format_endpoint(host, wanted))
+    except RuntimeError as exc:  # how grpc says that it cannot bind
+        await engine.stop()
+        raise MeshError(f"cannot listen on {format_endpoint(host, wanted)}: the port is in use; choose another --listen") from exc
+    await server.start()
+    status.stage = (host, port)
+    status.kv_tokens_free = lambda: sessions.free_tokens
+    status.num_sessions = lambda: len(sessions)
+    status.steps_computed = lambda: engine.steps_computed
+    logger.info("stage ready", extra={"layers": str(accepted.layers), "endpoint": format_endpoint(host, port)})
+    try:
+        yield host, port
+    finally:
+        await service.stop()
+        await server.stop(grace=1.0)
+        await engine.stop()
+
+
+async def _say_goodbye(client: CoordinatorClient) -> None:
+    try:
+        await client.leave()
+    except MeshError as exc:
+        logger.info("left without a goodbye", extra={"reason": str(exc)})
+
+
+@asynccontextmanager
+async def _running(work: Coroutine[Any, Any, None], *, name: str) -> AsyncIterator[None]:
+    task = asyncio.create_task(work, name=name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+

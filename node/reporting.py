@@ -1,0 +1,119 @@
+"""What a volunteer sees while a node joins: lines and a progress bar, or one JSON object per event for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from mesh.sizes import format_size
+from node.accepting import AcceptedOffer
+
+
+class Reporter(Protocol):
+    def plan(self, name: str, accepted: AcceptedOffer) -> None: ...
+
+    def fetching(self, done_bytes: int, wanted_bytes: int, num_peers: int) -> None: ...
+
+    def fetched(self, payload_bytes: int, redundant_bytes: int, seconds: float) -> None: ...
+
+    def loading(self) -> None: ...
+
+    def ready(self, endpoint: str, load_seconds: float) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonReporter:
+    """NDJSON on stdout; the demo and other programs read it."""
+
+    def plan(self, name: str, accepted: AcceptedOffer) -> None:
+        self._emit(
+            "plan",
+            node=name,
+            model=accepted.manifest.name,
+            layers=str(accepted.layers),
+            shards=len(accepted.shards),
+            download_bytes=accepted.download_bytes,
+            memory_bytes=accepted.plan.total_bytes,
+        )
+
+    def fetching(self, done_bytes: int, wanted_bytes: int, num_peers: int) -> None:
+        self._emit("fetching", done_bytes=done_bytes, wanted_bytes=wanted_bytes, peers=num_peers)
+
+    def fetched(self, payload_bytes: int, redundant_bytes: int, seconds: float) -> None:
+        self._emit("fetched", payload_bytes=payload_bytes, redundant_bytes=redundant_bytes, seconds=round(seconds, 3))
+
+    def loading(self) -> None:
+        self._emit("loading")
+
+    def ready(self, endpoint: str, load_seconds: float) -> None:
+        self._emit("ready", stage=endpoint, load_seconds=round(load_seconds, 3))
+
+    def close(self) -> None:
+        pass
+
+    def _emit(self, event: str, **facts: Any) -> None:
+        sys.stdout.write(json.dumps({"event": event, **facts}) + "\n")
+        sys.stdout.flush()
+
+
+class ConsoleReporter:
+    """For people: everything on stderr, as it is progress and not data."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._progress: Progress | None = None
+        self._task: Any = None
+
+    def plan(self, name: str, accepted: AcceptedOffer) -> None:
+        manifest, plan = accepted.manifest, accepted.plan
+        self._console.print(
+            f"[bold]{name}[/bold] will host layers [bold]{accepted.layers}[/bold] of {manifest.config.num_layers} "
+            f"of {manifest.name} ({manifest.quantization}, {manifest.license.id})\n"
+            f"  download {format_size(accepted.download_bytes)} in {len(accepted.shards)} shards, "
+            f"memory {format_size(plan.total_bytes)} "
+            f"(weights {format_size(plan.weight_bytes)}, KV cache {format_size(plan.kv_bytes)}, "
+            f"workspace {format_size(plan.workspace_bytes)}, runtime {format_size(plan.runtime_bytes)})",
+            highlight=False,
+        )
+
+    def fetching(self, done_bytes: int, wanted_bytes: int, num_peers: int) -> None:
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("fetching"),
+                BarColumn(),
+                DownloadColumn(binary_units=True),
+                TransferSpeedColumn(),
+                TextColumn("peers {task.fields[peers]}"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._progress.start()
+            self._task = self._progress.add_task("fetching", total=wanted_bytes, peers=num_peers)
+        self._progress.update(self._task, completed=done_bytes, peers=num_peers)
+
+    def fetched(self, payload_bytes: int, redundant_bytes: int, seconds: float) -> None:
+        self.close()
+        self._console.print(
+            f"fetched and verified {format_size(payload_bytes)} in {seconds:.1f} s "
+            f"({format_size(redundant_bytes)} redundant)",
+            highlight=False,
+        )
+
+    def loading(self) -> None:
+        self._console.print("loading")
+
+    def ready(self, endpoint: str, load_seconds: float) -> None:
+        self._console.print(
+            f"[green]ready[/green] on {endpoint} (loaded in {load_seconds:.1f} s). Ctrl-C leaves the mesh.",
+            highlight=False,
+        )
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
