@@ -81,7 +81,9 @@ class LlamaConfig:
         if type(self.tied) is not bool:
             raise CheckpointUnsupported(f"config tied={self.tied!r}: expected true or false")
         if len(self.eos_token_ids) > 64:
-            raise CheckpointUnsupported(f"config has {len(self.eos_token_ids)} EOS ids, at most 64 are sensible")
+            raise CheckpointUnsupported(
+                f"config has {len(self.eos_token_ids)} EOS ids, at most 64 are sensible"
+            )
         for token_id in (*self.eos_token_ids, *(() if self.bos_token_id is None else (self.bos_token_id,))):
             _integer("special token id", token_id, 0, self.vocab_size - 1)
 

@@ -10,12 +10,20 @@ import typer
 
 def demo(
     model: Annotated[
-        Path | None, typer.Option(help="A GGUF file or a Hugging Face directory. Default: SmolLM2-135M-Instruct, fetched once.")
+        Path | None,
+        typer.Option(
+            help="A GGUF file or a Hugging Face directory. Default: SmolLM2-135M-Instruct, fetched once."
+        ),
     ] = None,
     license_id: Annotated[
-        str | None, typer.Option("--license", help="Licence of --model. Default: a note that this machine alone uses it.")
+        str | None,
+        typer.Option(
+            "--license", help="Licence of --model. Default: a note that this machine alone uses it."
+        ),
     ] = None,
-    prompt: Annotated[str, typer.Option(help="The question to ask.")] = "What is a torrent? Answer in two sentences.",
+    prompt: Annotated[
+        str, typer.Option(help="The question to ask.")
+    ] = "What is a torrent? Answer in two sentences.",
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 64,
     nodes: Annotated[int, typer.Option(min=1, max=26, help="How many nodes share the layers.")] = 3,
     kv_tokens: Annotated[int, typer.Option(min=16, help="Tokens of KV cache per node.")] = 2048,

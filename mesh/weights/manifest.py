@@ -4,7 +4,7 @@ Holds the model's config, every shard with its content address, the torrent's id
 ``Manifest.parse(m.to_bytes()) == m``, and the bytes of a value are the same on every machine, so
 ``release_id`` (SHA-256 of the bytes) names a release for good.
 
-Knows nothing of signatures (``signing.py``), of files on disk (``release.py``) or of tensors (``tensorfile.py``).
+Knows nothing of signatures (``signing.py``), of files on disk (``release.py``) or of tensors (``tensor_file.py``).
 ``parse`` is called only on bytes whose signature was verified; it still trusts nothing: every field is bounded.
 """
 
@@ -202,7 +202,9 @@ class _Object:
     def _typed(self, key: str, kind: type) -> Any:
         value = self.take(key)
         if type(value) is not kind:
-            raise ManifestInvalid(f"{self._where} {key}: expected {kind.__name__}, found {type(value).__name__}")
+            raise ManifestInvalid(
+                f"{self._where} {key}: expected {kind.__name__}, found {type(value).__name__}"
+            )
         return value
 
     def text(self, key: str) -> str:
@@ -233,7 +235,9 @@ def _shards(value: object) -> Iterator[ShardRef]:
         layer = shard.take("layer")
         if layer is not None and type(layer) is not int:
             raise ManifestInvalid(f"manifest shards[{index}] layer: expected an integer or null")
-        yield ShardRef(shard.text("role"), layer, shard.text("file"), shard.integer("size"), shard.text("root"))
+        yield ShardRef(
+            shard.text("role"), layer, shard.text("file"), shard.integer("size"), shard.text("root")
+        )
         shard.done()
 
 
@@ -248,10 +252,15 @@ def _check(m: Manifest) -> None:
     _match("torrent infohash", _HEX32, m.torrent.infohash)
     length = m.torrent.piece_length
     if not 16384 <= length <= MAX_PIECE_BYTES or length & (length - 1):
-        raise ManifestInvalid(f"manifest piece_length {length}: expected a power of two from 16 KiB to 128 MiB")
+        raise ManifestInvalid(
+            f"manifest piece_length {length}: expected a power of two from 16 KiB to 128 MiB"
+        )
     _match("license id", _LICENSE_ID, m.license.id)
     _match("license text_digest", _HEX32, m.license.text_digest)
     _match("provenance source_digest", _HEX32, m.provenance.source_digest)
+    for what, text in (("source", m.provenance.source), ("tool", m.provenance.tool)):
+        if not text.isprintable():  # they end on a terminal; a lone surrogate has no bytes to sign either
+            raise ManifestInvalid(f"manifest provenance {what} {text[:80]!r}: expected printable characters")
 
     seen: set[tuple[str, int | None]] = set()
     files: set[str] = set()
@@ -271,11 +280,22 @@ def _check(m: Manifest) -> None:
         _match("shard root", _HEX32, ref.root)
         if not 0 < ref.size <= MAX_SHARD_BYTES:
             raise ManifestInvalid(f"manifest shard {ref.file!r}: size {ref.size} is out of bounds")
-    wanted = [("embed", None), *(("layer", i) for i in range(m.config.num_layers)), ("head", None), ("aux", None)]
+    wanted = [
+        ("embed", None),
+        *(("layer", i) for i in range(m.config.num_layers)),
+        ("head", None),
+        ("aux", None),
+    ]
     if [(ref.role, ref.layer) for ref in m.shards] != wanted:
         missing = next((w for w in wanted if w not in seen), None)
-        detail = "shards out of order" if missing is None else f"no shard for {missing[0]} {missing[1] or ''}".strip()
-        raise ManifestInvalid(f"manifest: {detail}; expected embed, layers 0 to {m.config.num_layers - 1}, head, aux")
+        detail = (
+            "shards out of order"
+            if missing is None
+            else f"no shard for {missing[0]} {missing[1] or ''}".strip()
+        )
+        raise ManifestInvalid(
+            f"manifest: {detail}; expected embed, layers 0 to {m.config.num_layers - 1}, head, aux"
+        )
 
 
 def _match(what: str, pattern: re.Pattern[str], value: str) -> None:

@@ -85,7 +85,10 @@ def _random_tensors(
     def norm() -> np.ndarray[Any, Any]:
         return (1 + 0.1 * rng.standard_normal(d)).astype(dtype)
 
-    tensors = {"model.embed_tokens.weight": (rng.standard_normal((v, d)) * 0.5).astype(dtype), "model.norm.weight": norm()}
+    tensors = {
+        "model.embed_tokens.weight": (rng.standard_normal((v, d)) * 0.5).astype(dtype),
+        "model.norm.weight": norm(),
+    }
     if not config["tie_word_embeddings"]:
         tensors["lm_head.weight"] = matrix(v, d) * dtype.type(4)
     for layer in range(config["num_hidden_layers"]):

@@ -1,0 +1,77 @@
+"""``mesh pack SOURCE --out DIR``: a checkpoint becomes a signed release."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+SCHEMA = "mesh.pack/1"
+
+
+def pack(
+    source: Annotated[Path, typer.Argument(help="A GGUF file or a Hugging Face directory.")],
+    out: Annotated[Path, typer.Option(help="The directory to make; it must not exist or be empty.")],
+    license_id: Annotated[str, typer.Option("--license", help="SPDX id, or LicenseRef-… for others.")],
+    key: Annotated[
+        str, typer.Option(envvar="MESH_KEY", help="Signing key: a file, or a name from `mesh keys list`.")
+    ],
+    license_file: Annotated[
+        Path | None, typer.Option(help="The license's text, unless it is bundled or lies beside the weights.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What the model is called. Default: SOURCE's name.")
+    ] = None,
+    created: Annotated[
+        str | None, typer.Option(help="RFC 3339 time in UTC. Default: SOURCE_DATE_EPOCH, else now.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Turn a checkpoint into a signed release of content-addressed shards."""
+    import json
+    import time
+
+    from mesh.cli.progress import byte_progress
+    from mesh.errors import NotFound
+    from mesh.publishing import pack_release
+    from mesh.sizes import format_size
+    from mesh.weights.keyring import find_key
+
+    signer = find_key(key)
+    if license_file is not None and not license_file.is_file():
+        raise NotFound(f"license file {license_file} does not exist")
+    began = time.monotonic()
+    with byte_progress("packing") as progress:
+        manifest = pack_release(
+            source,
+            out,
+            license_id=license_id,
+            license_text=license_file.read_bytes() if license_file is not None else None,
+            key=signer,
+            name=name,
+            created=created,
+            progress=progress,
+        )
+    seconds = time.monotonic() - began
+    key_id = signer.public.key_id
+    if as_json:
+        value = {
+            "schema": SCHEMA,
+            "release_id": manifest.release_id,
+            "name": manifest.name,
+            "directory": str(out),
+            "infohash": manifest.torrent.infohash,
+            "bytes": manifest.total_bytes,
+            "shards": len(manifest.shards),
+            "signer": key_id,
+            "seconds": round(seconds, 3),
+        }
+        typer.echo(json.dumps(value))
+        return
+    typer.echo(
+        f"packed {manifest.name}: {len(manifest.shards)} shards, {format_size(manifest.total_bytes)}, in {seconds:.1f} s\n"
+        f"  release  {manifest.release_id}\n"
+        f"  signed   {key_id}\n"
+        f"  in       {out}"
+    )

@@ -1,0 +1,69 @@
+"""``mesh show DIR``: what a release is, once its signature is known to be good."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from mesh.weights.manifest import Manifest
+
+SCHEMA = "mesh.show/1"
+
+
+def show(
+    path: Annotated[Path, typer.Argument(help="A release, or its manifest.dsse.json.")],
+    trust: Annotated[
+        Path | None,
+        typer.Option(envvar="MESH_TRUST", help="The publisher's public key. Default: every key of yours."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Say what a release is and who signed it. Reads no weights."""
+    import json
+
+    from mesh.weights.keyring import trusted_keys
+    from mesh.weights.release import MANIFEST_FILE, read_envelope
+    from mesh.weights.signing import open_manifest, signer_of
+
+    known = trusted_keys(trust)
+    envelope = read_envelope(path / MANIFEST_FILE if path.is_dir() else path)
+    manifest = open_manifest(envelope, known)
+    signer = signer_of(envelope, known).key_id
+    if as_json:
+        value = {
+            "schema": SCHEMA,
+            "release_id": manifest.release_id,
+            "signer": signer,
+            "bytes": manifest.total_bytes,
+            "manifest": json.loads(manifest.to_bytes()),
+        }
+        typer.echo(json.dumps(value))
+    else:
+        typer.echo(describe(manifest, signer))
+
+
+def describe(manifest: Manifest, signer: str) -> str:
+    """The release in words and a table."""
+    from mesh.sizes import format_size
+
+    config = manifest.config
+    facts = {
+        "release": manifest.release_id,
+        "signed by": signer,
+        "model": f"{manifest.family}, {config.num_layers} layers, hidden {config.hidden_size}, "
+        f"{config.num_heads} heads ({config.num_kv_heads} KV) of {config.head_dim}, "
+        f"{'tied' if config.tied else 'untied'} head",
+        "context": f"{config.context_length} tokens, RoPE {config.rope.kind}, theta {config.rope.theta:g}",
+        "weights": f"{manifest.quantization}, {format_size(manifest.total_bytes)} in {len(manifest.shards)} shards",
+        "license": manifest.license.id + (", to be accepted" if manifest.license.acceptance_required else ""),
+        "source": f"{manifest.provenance.source}, sha256 {manifest.provenance.source_digest}",
+        "packed": f"{manifest.created} by {manifest.provenance.tool}",
+        "infohash": f"{manifest.torrent.infohash}{', private' if manifest.torrent.private else ''}",
+    }
+    lines = [manifest.name, *(f"  {what:<10} {text}" for what, text in facts.items()), ""]
+    widest = max(len(ref.file) for ref in manifest.shards)
+    lines += [f"  {ref.file:<{widest}}  {format_size(ref.size):>10}  {ref.root}" for ref in manifest.shards]
+    return "\n".join(lines)

@@ -1,0 +1,112 @@
+"""How our BitTorrent sessions behave, and why.
+
+Knows libtorrent's setting names. Figures are measured on loopback (1 GiB, two cores) unless said otherwise.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+import libtorrent as lt
+
+from mesh.errors import UsageError
+
+# Bits of the alert mask: what the session acts on, and nothing that comes per block or per peer message.
+_ALERTS = lt.alert_category.error | lt.alert_category.status | lt.alert_category.storage
+
+_EVERYWHERE = (("0.0.0.0", "255.255.255.255"), ("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"))
+
+
+@dataclass(frozen=True, slots=True)
+class SwarmSettings:
+    """Where a session listens and how much of the line it may take."""
+
+    listen_host: str = "127.0.0.1"  # an IP address; 0.0.0.0 or :: for every interface
+    port: int = 0  # 0: a free one
+    max_upload_bytes_per_second: int | None = (
+        None  # to all peers together, those on the LAN and on loopback too
+    )
+
+    def __post_init__(self) -> None:
+        try:
+            ipaddress.ip_address(self.listen_host)
+        except ValueError as exc:
+            raise UsageError(
+                f"swarm address {self.listen_host!r}: expected an IP address, for example 127.0.0.1"
+            ) from exc
+        if not 0 <= self.port <= 65535:
+            raise UsageError(f"swarm port {self.port}: expected 0 to 65535")
+        limit = self.max_upload_bytes_per_second
+        if limit is not None and limit < 1024:
+            raise UsageError(
+                f"upload limit {limit} B/s: expected at least 1 KiB/s; for none at all, do not seed"
+            )
+
+    @property
+    def is_wildcard(self) -> bool:
+        return ipaddress.ip_address(self.listen_host).is_unspecified
+
+
+def open_libtorrent(settings: SwarmSettings, port: int) -> lt.session:
+    """A running libtorrent session that listens on ``settings.listen_host`` and ``port``."""
+    host = settings.listen_host
+    params = lt.session_params()
+    params.settings = {
+        "user_agent": "llama-mesh",
+        "alert_mask": _ALERTS,
+        "alert_queue_size": 10_000,
+        # The port asked for or an error; never silently another one.
+        "listen_interfaces": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        "max_retry_port_bind": 0,
+        "listen_system_port_fallback": False,
+        # Peers come from the coordinator and from nowhere else.
+        "enable_dht": False,
+        "enable_lsd": False,
+        "enable_upnp": False,
+        "enable_natpmp": False,
+        "dht_bootstrap_nodes": "",
+        # uTP moves 13 MB/s where TCP moves 200 to 340: its congestion control runs in libtorrent's one network thread.
+        "enable_outgoing_utp": False,
+        "enable_incoming_utp": False,
+        "mixed_mode_algorithm": 0,
+        # RC4 hides the protocol, protects nothing and costs CPU; 2 is "disabled".
+        "out_enc_policy": 2,
+        "in_enc_policy": 2,
+        # Several nodes on one machine or behind one NAT are the normal case.
+        "allow_multiple_connections_per_ip": True,
+        "connections_limit": 500,
+        # A node that came up after its neighbours were told of it is found within seconds, not after a minute;
+        # libtorrent waits (failures + 1) times this, so a dead peer is asked ever more rarely.
+        "min_reconnect_time": 1,
+        "max_failcount": 100,
+        "peer_connect_timeout": 5,
+        "tick_interval": 100,  # ms; how long connect_peer may wait until it acts
+        "torrent_connect_boost": 50,
+        # Long request queues keep a fast line full.
+        "request_queue_time": 10,
+        "max_out_request_queue": 4000,
+        "max_allowed_in_request_queue": 8000,
+        "max_peer_recv_buffer_size": 5 << 20,
+        "send_buffer_watermark": 3 << 20,
+        "send_buffer_low_watermark": 1 << 20,
+        "send_buffer_watermark_factor": 150,
+        "send_not_sent_low_watermark": 512 << 10,
+        "unchoke_slots_limit": -1,
+        # What a kill may cost, and memory that belongs to the model. 4 MiB to 256 MiB are equally fast, but with 256
+        # nothing at all is written for the first second.
+        "max_queued_disk_bytes": 8 << 20,
+        "aio_threads": 4,
+        "hashing_threads": 2,
+        "file_pool_size": 500,
+        "upload_rate_limit": settings.max_upload_bytes_per_second or 0,
+    }
+    session = lt.session(params)
+    if settings.max_upload_bytes_per_second is not None:
+        # libtorrent puts LAN and loopback peers into a class of their own that the limit does not bind. A volunteer
+        # who says 2 MB/s means 2 MB/s: every address goes to the global class.
+        everybody = lt.ip_filter()
+        for first, last in _EVERYWHERE:
+            everybody.add_rule(first, last, 1 << session.global_peer_class_id)
+        session.set_peer_class_filter(everybody)
+    return session

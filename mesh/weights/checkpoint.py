@@ -1,0 +1,107 @@
+"""A model as it comes in, whatever format it came in.
+
+    checkpoint = open_checkpoint(Path("SmolLM2-135M-Instruct.Q4_1.gguf"))
+    checkpoint.config.num_layers
+    checkpoint.shards["layer", 3]        # tensors to stream, canonical names, Hugging Face's RoPE order
+
+An importer (``gguf_checkpoint.py``, ``hf_checkpoint.py``) reads the head of the files, checks every name, type and shape
+against the config, and refuses by name what this version cannot run. So whoever holds a Checkpoint can write it without
+surprises; weights are read only while they are streamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from mesh.architecture import LlamaConfig
+from mesh.errors import CheckpointUnsupported, NotFound
+from mesh.weights.layout import Place
+from mesh.weights.shard import CHUNK_BYTES, TensorSource
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    name: str  # fit for a manifest
+    config: LlamaConfig
+    shards: Mapping[Place, tuple[TensorSource, ...]]  # embed, layers, head
+    aux_files: Mapping[str, bytes]  # tokenizer.json and, where there is one, chat_template.jinja
+    license_text: bytes | None  # a LICENSE that lies beside the weights
+    source: Path
+    source_files: tuple[Path, ...]  # everything that was read to make this
+
+    @property
+    def quantization(self) -> str:
+        """The type of most weights of the layers."""
+        weights: Counter[str] = Counter()
+        for (role, _), sources in self.shards.items():
+            if role == "layer":
+                weights.update({source.type: prod(source.shape) for source in sources})
+        return max(sorted(weights), key=weights.__getitem__)
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(source.nbytes for sources in self.shards.values() for source in sources)
+
+    @property
+    def source_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.source_files)
+
+    def source_digest(self, on_bytes: Callable[[int], None] = lambda _: None) -> str:
+        """Hex SHA-256 of the file; of a directory, of the sorted ``name size sha256`` lines of the files read."""
+        digests = {path.name: _sha256(path, on_bytes) for path in self.source_files}
+        if self.source.is_file():
+            return digests[self.source.name]
+        lines = sorted(
+            f"{path.name} {path.stat().st_size} {digests[path.name]}\n" for path in self.source_files
+        )
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """A GGUF file, or a Hugging Face directory. Raises NotFound or CheckpointUnsupported."""
+    if path.is_dir():
+        from mesh.weights.hf_checkpoint import open_hf
+
+        return open_hf(path)
+    if not path.exists():
+        raise NotFound(f"checkpoint {path} does not exist")
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
+        raise CheckpointUnsupported(
+            f"{path}: neither a GGUF file nor a Hugging Face directory with config.json and model.safetensors"
+        )
+    from mesh.weights.gguf_checkpoint import open_gguf
+
+    return open_gguf(path)
+
+
+def file_chunks(path: Path, offset: int, nbytes: int) -> Iterator[bytes]:
+    """Bytes of a file, a chunk at a time: read, never mapped, so that they do not stay in memory."""
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        while nbytes:
+            data = file.read(min(nbytes, CHUNK_BYTES))
+            if not data:
+                raise CheckpointUnsupported(f"{path} became shorter while it was read; nothing was written")
+            yield data
+            nbytes -= len(data)
+
+
+def release_name(text: str) -> str:
+    """A file's or directory's name made fit for a manifest: ``My model (v2)`` -> ``My-model-v2``."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:100] or "model"
+
+
+def _sha256(path: Path, on_bytes: Callable[[int], None]) -> str:
+    digest = hashlib.sha256()
+    for chunk in file_chunks(path, 0, path.stat().st_size):
+        digest.update(chunk)
+        on_bytes(len(chunk))
+    return digest.hexdigest()

@@ -1,0 +1,89 @@
+"""Content addresses: the BEP 52 ``pieces root`` of a stream of bytes.
+
+The root is SHA-256 over a binary tree whose leaves are the SHA-256 of each 16 KiB block; a missing leaf is 32 zero
+bytes. It is at once the shard's address in our manifest and what any BitTorrent v2 client verifies pieces against, so
+bytes are hashed once, for both.
+
+    hasher = RootHasher()
+    for chunk in stream:
+        hasher.update(chunk)
+    hasher.root()
+
+Bounded: 32 bytes are kept for each 16 KiB seen. Knows nothing of files, shards or torrents.
+
+Follows https://www.bittorrent.org/beps/bep_0052.html ("pieces root" and "piece layers").
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+BLOCK_BYTES = 16 * 1024
+HASH_BYTES = 32
+
+
+class RootHasher:
+    """Feed bytes in chunks of any size; the root does not depend on how they were cut."""
+
+    def __init__(self) -> None:
+        self._leaves = bytearray()  # hashes of the full blocks, end to end
+        self._block = hashlib.sha256()  # the block being filled
+        self._filled = 0  # bytes in it
+        self.size = 0  # bytes seen
+
+    def update(self, data: bytes | bytearray | memoryview) -> None:
+        view = memoryview(data).cast("B")
+        self.size += len(view)
+        at = 0
+        if self._filled:
+            at = min(BLOCK_BYTES - self._filled, len(view))
+            self._block.update(view[:at])
+            self._filled += at
+            if self._filled < BLOCK_BYTES:
+                return
+            self._leaves += self._block.digest()
+        while len(view) - at >= BLOCK_BYTES:
+            self._leaves += hashlib.sha256(view[at : at + BLOCK_BYTES]).digest()
+            at += BLOCK_BYTES
+        self._block = hashlib.sha256(view[at:])
+        self._filled = len(view) - at
+
+    def root(self) -> bytes:
+        """The 32 bytes of the root of what was seen so far. Raises ValueError if that is nothing."""
+        if not self.size:
+            raise ValueError("an empty file has no root (BEP 52)")
+        nodes, filler = self._all_leaves(), bytes(HASH_BYTES)
+        while len(nodes) > HASH_BYTES:
+            nodes, filler = _parents(nodes, filler), _parent(filler + filler)
+        return nodes
+
+    def piece_layer(self, piece_length: int) -> bytes:
+        """The hashes of the pieces, end to end: the torrent's ``piece layers`` entry.
+
+        Empty for a file of one piece or less: BEP 52 leaves those out, their root says it all.
+        """
+        if piece_length < BLOCK_BYTES or piece_length & (piece_length - 1):
+            raise ValueError(
+                f"piece length {piece_length}: expected a power of two of at least {BLOCK_BYTES}"
+            )
+        if self.size <= piece_length:
+            return b""
+        nodes, filler = self._all_leaves(), bytes(HASH_BYTES)
+        for _ in range((piece_length // BLOCK_BYTES).bit_length() - 1):
+            nodes, filler = _parents(nodes, filler), _parent(filler + filler)
+        return nodes
+
+    def _all_leaves(self) -> bytes:
+        # The last block is hashed at its real, short length.
+        return bytes(self._leaves) + (self._block.digest() if self._filled else b"")
+
+
+def _parents(nodes: bytes, filler: bytes) -> bytes:
+    """One level up. ``filler`` is the root of a subtree of zero leaves as high as ``nodes``: what lies beyond the end."""
+    if len(nodes) % (2 * HASH_BYTES):
+        nodes += filler
+    return b"".join(_parent(nodes[at : at + 2 * HASH_BYTES]) for at in range(0, len(nodes), 2 * HASH_BYTES))
+
+
+def _parent(pair: bytes) -> bytes:
+    return hashlib.sha256(pair).digest()

@@ -1,0 +1,95 @@
+"""A release on disk, as ``mesh pack`` wrote it.
+
+    DIR/manifest.dsse.json     the signed manifest
+    DIR/release.torrent        a BitTorrent v2 .torrent
+    DIR/<torrent name>/        the shards, so that DIR is what a BitTorrent client calls the save path
+
+Opening checks the signature; ``verify_shards`` checks every byte. Knows nothing of BitTorrent: whoever uses the
+.torrent checks it against the manifest first (``mesh.swarm.metainfo.check_torrent``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mesh.errors import IntegrityError, MeshError, NotFound, ShardCorrupt
+from mesh.weights.manifest import Manifest, ShardRef
+from mesh.weights.shard import check_shard
+from mesh.weights.signing import MAX_ENVELOPE_BYTES, TrustRoot, open_manifest
+
+MANIFEST_FILE = "manifest.dsse.json"
+TORRENT_FILE = "release.torrent"
+MAX_TORRENT_BYTES = 128 * 1024 * 1024  # 32 bytes per 4 MiB piece: enough for 16 TiB
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """``manifest`` was signed by a trusted key; ``torrent`` is only bytes."""
+
+    directory: Path
+    manifest: Manifest
+    envelope: bytes
+    torrent: bytes
+
+    @classmethod
+    def open(cls, directory: Path, trust: TrustRoot) -> Release:
+        """Raises NotFound, UnknownKey, SignatureInvalid or ManifestInvalid."""
+        if not directory.is_dir():
+            raise NotFound(f"release {directory}: no such directory; `mesh pack` makes one")
+        envelope = read_envelope(directory / MANIFEST_FILE)
+        torrent = _read(directory / TORRENT_FILE, MAX_TORRENT_BYTES)
+        return cls(directory, open_manifest(envelope, trust), envelope, torrent)
+
+    def shard_path(self, ref: ShardRef) -> Path:
+        return self.directory / self.manifest.torrent.name / ref.file
+
+    def unlisted_files(self) -> tuple[str, ...]:
+        """What lies in the release and is not part of it, as paths relative to it."""
+        listed = {self.directory / MANIFEST_FILE, self.directory / TORRENT_FILE}
+        listed |= {self.shard_path(ref) for ref in self.manifest.shards}
+        found = (path for path in self.directory.rglob("*") if not path.is_dir() or path.is_symlink())
+        return tuple(sorted(str(path.relative_to(self.directory)) for path in found if path not in listed))
+
+
+def verify_shards(
+    release: Release, progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[ShardRef, MeshError]:
+    """Read every shard; returns what is wrong with which, empty if nothing is. ``progress(done, total)`` in bytes."""
+    problems: dict[ShardRef, MeshError] = {}
+    manifest, done = release.manifest, 0
+
+    def on_bytes(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, manifest.total_bytes)
+
+    for ref in manifest.shards:
+        try:
+            header = check_shard(release.shard_path(ref), ref, on_bytes)
+            if header.license_digest != manifest.license.text_digest:
+                raise ShardCorrupt(
+                    ref.file,
+                    f"license {manifest.license.text_digest}",
+                    f"license {header.license_digest}",
+                    "its publisher must pack it again",
+                )
+        except (IntegrityError, NotFound) as exc:
+            problems[ref] = exc
+    return problems
+
+
+def read_envelope(path: Path) -> bytes:
+    """The bytes of a manifest's envelope, nothing believed yet. Raises NotFound or IntegrityError."""
+    return _read(path, MAX_ENVELOPE_BYTES)
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
+    if not path.is_file():
+        raise NotFound(f"{path} does not exist; is {path.parent} a release that `mesh pack` wrote?")
+    with path.open("rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise IntegrityError(f"{path} is larger than {max_bytes} bytes; that is not a release's")
+    return data

@@ -1,0 +1,174 @@
+"""Shards on disk: written once while being hashed, read only if they are what the manifest names.
+
+Reading hashes the bytes in the very memory they are used from, so nothing can change between the check and the use;
+what is inside is looked at only after the root matched.
+
+    shard = read_shard(path, manifest.shard("layer", 3))
+    shard.tensors["mlp.up_proj.weight"].shape
+    shard.bytes_of("mlp.up_proj.weight")
+
+Knows files, roots and the header (``tensor_file.py``). Knows nothing of what the tensors compute.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+
+from mesh.errors import NotFound, ShardCorrupt
+from mesh.weights import tensor_file
+from mesh.weights.disk import naming_full_disk
+from mesh.weights.manifest import ShardRef
+from mesh.weights.merkle import RootHasher
+from mesh.weights.tensor_file import ShardHeader, TensorInfo
+from mesh.weights.tensor_types import num_bytes
+
+CHUNK_BYTES = 1024 * 1024  # a multiple of the merkle leaf; fits a core's cache, so hashing reads warm bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSource:
+    """A tensor to be written: what it is, and how to stream its bytes (each call starts anew)."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    chunks: Callable[[], Iterator[bytes | memoryview]]
+
+    @property
+    def nbytes(self) -> int:
+        return num_bytes(self.type, self.shape)
+
+    @classmethod
+    def of_bytes(cls, name: str, data: bytes) -> TensorSource:
+        """A small file as a U8 tensor."""
+        return cls(name, "U8", (len(data),), lambda: iter((data,)))
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenShard:
+    size: int  # bytes
+    root: bytes
+    _hasher: RootHasher
+
+    def piece_layer(self, piece_length: int) -> bytes:
+        return self._hasher.piece_layer(piece_length)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A verified shard in memory."""
+
+    role: str
+    layer: int | None
+    license_digest: str
+    tensors: Mapping[str, TensorInfo]
+    data: memoryview  # what follows the header, page-aligned
+
+    def bytes_of(self, name: str) -> memoryview:
+        info = self.tensors[name]
+        return self.data[info.offset : info.offset + info.nbytes]
+
+
+def write_shard(
+    path: Path,
+    role: str,
+    layer: int | None,
+    tensors: Iterable[TensorSource],
+    license_digest: str,
+    on_bytes: Callable[[int], None] = lambda _: None,
+) -> WrittenShard:
+    """Write a new file, bounded by one chunk of one tensor, and return its address.
+
+    Raises FileExistsError, NotEnoughDisk. A failure may leave a part of the file: the caller owns the directory.
+    """
+    sources = {source.name: source for source in tensors}
+    header, header_data = tensor_file.lay_out(
+        role, layer, license_digest, [(source.name, source.type, source.shape) for source in sources.values()]
+    )
+    hasher = RootHasher()
+    with naming_full_disk(path), path.open("xb") as file:
+        file.write(header_data)
+        hasher.update(header_data)
+        for info in header.tensors.values():
+            for chunk in sources[info.name].chunks():
+                file.write(chunk)
+                hasher.update(chunk)
+                on_bytes(len(chunk))
+            expected = header.header_bytes + info.offset + info.nbytes
+            assert hasher.size == expected, f"{info.name} gave {hasher.size - expected} bytes too many"
+    return WrittenShard(hasher.size, hasher.root(), hasher)
+
+
+def read_shard(path: Path, ref: ShardRef) -> Shard:
+    """The whole shard in memory, verified. Raises NotFound or ShardCorrupt."""
+    with _open_sized(path, ref) as file:
+        # Anonymous pages: not zeroed by us, aligned for any element type, given back as soon as the last view goes.
+        memory = memoryview(mmap.mmap(-1, ref.size))
+        hasher, at = RootHasher(), 0
+        while at < ref.size:
+            read = file.readinto(memory[at : at + CHUNK_BYTES])
+            if not read:
+                break
+            hasher.update(memory[at : at + read])
+            at += read
+    header = _header(bytes(memory[: tensor_file.MAX_HEADER_BYTES + 8]), hasher, ref)
+    return Shard(
+        header.role, header.layer, header.license_digest, header.tensors, memory[header.header_bytes :]
+    )
+
+
+def check_shard(path: Path, ref: ShardRef, on_bytes: Callable[[int], None] = lambda _: None) -> ShardHeader:
+    """The checks of ``read_shard`` without keeping the bytes. Raises NotFound or ShardCorrupt."""
+    with _open_sized(path, ref) as file:
+        hasher, start = RootHasher(), bytearray()
+        buffer = memoryview(bytearray(CHUNK_BYTES))
+        while read := file.readinto(buffer):
+            hasher.update(buffer[:read])
+            if len(start) < tensor_file.MAX_HEADER_BYTES + 8:
+                start += buffer[:read]
+            on_bytes(read)
+            if hasher.size > ref.size:  # it grew under our hands
+                break
+    return _header(bytes(start), hasher, ref)
+
+
+def _open_sized(path: Path, ref: ShardRef) -> FileIO:
+    """Size before content: a file of another size is refused unread."""
+    if not path.is_file():  # a device or pipe would be waited for
+        raise NotFound(f"shard {ref.file}: {path} does not exist; fetch it first")
+    file = path.open("rb", buffering=0)
+    size = file.seek(0, 2)
+    file.seek(0)
+    if size != ref.size:
+        file.close()
+        raise ShardCorrupt(ref.file, f"{ref.size} bytes", f"{size} bytes")
+    return file
+
+
+def _header(start: bytes, hasher: RootHasher, ref: ShardRef) -> ShardHeader:
+    if hasher.size != ref.size:
+        raise ShardCorrupt(ref.file, f"{ref.size} bytes", f"{hasher.size} bytes")
+    if (root := hasher.root().hex()) != ref.root:
+        raise ShardCorrupt(ref.file, f"root {ref.root}", f"root {root}")
+    # From here on these are the bytes the publisher signed; they may still not be a shard.
+    try:
+        length = tensor_file.header_length(start[:8], ref.size)
+        header = tensor_file.parse(start[:length], ref.size)
+    except ValueError as exc:
+        raise ShardCorrupt(ref.file, "a shard's header", str(exc), _REPACK) from exc
+    if (header.role, header.layer) != (ref.role, ref.layer):
+        raise ShardCorrupt(
+            ref.file, _place(ref.role, ref.layer), _place(header.role[:40], header.layer), _REPACK
+        )
+    return header
+
+
+_REPACK = "its publisher must pack it again"
+
+
+def _place(role: str, layer: int | None) -> str:
+    return f"role {role}" if layer is None else f"role {role} {layer}"

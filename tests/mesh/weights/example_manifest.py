@@ -1,0 +1,49 @@
+"""A small manifest that obeys every rule, for tests that need one but care for nothing in it."""
+
+from __future__ import annotations
+
+import hashlib
+
+from mesh.architecture import LlamaConfig, RopeConfig
+from mesh.weights.manifest import LicenseRef, Manifest, Provenance, ShardRef, TorrentRef
+
+CONFIG = LlamaConfig(
+    hidden_size=64,
+    intermediate_size=96,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    vocab_size=300,
+    context_length=512,
+    rms_norm_eps=1e-5,
+    rope=RopeConfig(theta=500000.0, kind="llama3", factor=8.0),
+    tied=True,
+    bos_token_id=256,
+    eos_token_ids=(256, 258),
+)
+
+
+def example_manifest(name: str = "tiny-model") -> Manifest:
+    places = [("embed", None), ("layer", 0), ("layer", 1), ("head", None), ("aux", None)]
+    shards = tuple(
+        ShardRef(
+            role=role,
+            layer=layer,
+            file=f"{role}.safetensors" if layer is None else f"{role}-{layer:05d}.safetensors",
+            size=32768 + index,
+            root=hashlib.sha256(f"root {index}".encode()).hexdigest(),
+        )
+        for index, (role, layer) in enumerate(places)
+    )
+    return Manifest(
+        name=name,
+        family="llama",
+        config=CONFIG,
+        quantization="Q4_1",
+        shards=shards,
+        torrent=TorrentRef(name, 4 * 1024 * 1024, True, hashlib.sha256(b"info").hexdigest()),
+        license=LicenseRef("Apache-2.0", hashlib.sha256(b"license").hexdigest(), acceptance_required=False),
+        provenance=Provenance("tiny.gguf", hashlib.sha256(b"source").hexdigest(), "llama-mesh 0.1.0"),
+        created="2026-01-02T03:04:05Z",
+    )

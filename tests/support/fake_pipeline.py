@@ -1,0 +1,91 @@
+"""A token pipeline without a mesh: scripted ids, doors that open when the test says so, sessions that are counted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from coordinator.routing import Route, RouteStage
+from coordinator.token_pipeline import TokenRequest, TokenSession
+from mesh.errors import MeshError
+from mesh.layers import LayerRange
+
+
+def fake_route(*cuts: int) -> Route:
+    """``fake_route(0, 2, 4)``: layers 0:2 at node-a, 2:4 at node-b."""
+    return Route(
+        tuple(
+            RouteStage(
+                node_id=f"id-{letter}",
+                name=f"node-{letter}",
+                host="127.0.0.1",
+                port=7000 + index,
+                layers=LayerRange(start, stop),
+                incarnation=index + 1,
+            )
+            for index, (start, stop, letter) in enumerate(zip(cuts, cuts[1:], "abcdefgh", strict=False))
+        )
+    )
+
+
+class FakePipeline:
+    """Yields ``script`` to every session, at most as many ids as were asked for.
+
+    ``refusal`` is raised while a session opens; ``failure`` instead of token number ``fail_at``. Before token number
+    ``park_at`` a session waits until ``resume`` is set, and sets ``parked`` to say so.
+    """
+
+    def __init__(
+        self,
+        script: Sequence[int],
+        *,
+        refusal: Exception | None = None,
+        failure: Exception | None = None,
+        fail_at: int = 0,
+        park_at: int | None = None,
+        before_token: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.script = list(script)
+        self.refusal, self.failure, self.fail_at = refusal, failure, fail_at
+        self.park_at, self.before_token = park_at, before_token
+        self.route = fake_route(0, 2, 4)
+        self.requests: list[TokenRequest] = []
+        self.open_sessions = 0
+        self.tokens_given = 0
+        self.parked, self.resume, self.left = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    @asynccontextmanager
+    async def session(self, request: TokenRequest) -> AsyncIterator[TokenSession]:
+        self.requests.append(request)
+        if self.refusal is not None:
+            raise self.refusal
+        self.open_sessions += 1
+        try:
+            yield _FakeSession(self, request)
+        finally:
+            self.open_sessions -= 1
+            self.left.set()
+
+
+class _FakeSession:
+    def __init__(self, pipeline: FakePipeline, request: TokenRequest) -> None:
+        self.route = pipeline.route
+        self._pipeline, self._request = pipeline, request
+
+    async def tokens(self) -> AsyncIterator[int]:
+        pipeline = self._pipeline
+        for number, token_id in enumerate(pipeline.script[: self._request.max_new_tokens]):
+            if number == pipeline.park_at:
+                pipeline.parked.set()
+                await pipeline.resume.wait()
+            if number == pipeline.fail_at and pipeline.failure is not None:
+                raise pipeline.failure
+            pipeline.before_token()
+            pipeline.tokens_given += 1
+            yield token_id
+
+
+def refused(error: MeshError) -> FakePipeline:
+    """A pipeline that opens no session."""
+    return FakePipeline((), refusal=error)
