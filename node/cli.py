@@ -22,7 +22,9 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
+    ] = False,
 ) -> None:
     if version:
         typer.echo(f"mesh-node {__version__}")
@@ -34,35 +36,67 @@ def join(
     coordinator: Annotated[str, typer.Argument(help="HOST:PORT of the coordinator, from the join line.")],
     token: Annotated[str, typer.Option(envvar="MESH_TOKEN", help="The join token: mesh1_…")],
     memory: Annotated[
-        str | None, typer.Option(envvar="MESH_MEMORY", help="What this process may take, e.g. 8GiB. Default: 80% of what is free.")
+        str | None,
+        typer.Option(
+            envvar="MESH_MEMORY", help="What this process may take, e.g. 8GiB. Default: 80% of what is free."
+        ),
     ] = None,
     device: Annotated[str, typer.Option(envvar="MESH_DEVICE", help="auto, cpu or cuda:N.")] = "auto",
-    layers: Annotated[str | None, typer.Option(envvar="MESH_LAYERS", help="Insist on a layer range, e.g. 10:20.")] = None,
-    name: Annotated[str | None, typer.Option(envvar="MESH_NAME", help="What people call this node. Default: the host's name.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(envvar="MESH_DATA", help="Where identity and shards are kept; one node per directory.")
+    layers: Annotated[
+        str | None, typer.Option(envvar="MESH_LAYERS", help="Insist on a layer range, e.g. 10:20.")
     ] = None,
-    listen: Annotated[str, typer.Option(envvar="MESH_LISTEN", help="Where neighbours reach the stage; port 0 is any free one.")] = "127.0.0.1:0",
-    swarm_listen: Annotated[str, typer.Option(envvar="MESH_SWARM_LISTEN", help="Where BitTorrent peers reach this node.")] = "127.0.0.1:0",
-    threads: Annotated[int | None, typer.Option(envvar="MESH_THREADS", help="CPU threads to compute with. Default: all cores.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(envvar="MESH_NAME", help="What people call this node. Default: the host's name."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(envvar="MESH_DATA", help="Where identity and shards are kept; one node per directory."),
+    ] = None,
+    listen: Annotated[
+        str,
+        typer.Option(envvar="MESH_LISTEN", help="Where neighbours reach the stage; port 0 is any free one."),
+    ] = "127.0.0.1:0",
+    swarm_listen: Annotated[
+        str, typer.Option(envvar="MESH_SWARM_LISTEN", help="Where BitTorrent peers reach this node.")
+    ] = "127.0.0.1:0",
+    threads: Annotated[
+        int | None,
+        typer.Option(envvar="MESH_THREADS", help="CPU threads to compute with. Default: all cores."),
+    ] = None,
     kv_tokens: Annotated[
         int, typer.Option(envvar="MESH_KV_TOKENS", help="Tokens of KV cache to reserve, over all sessions.")
     ] = 8192,
-    max_sessions: Annotated[int, typer.Option(envvar="MESH_MAX_SESSIONS", help="Sequences served at the same time.")] = 64,
+    max_sessions: Annotated[
+        int, typer.Option(envvar="MESH_MAX_SESSIONS", help="Sequences served at the same time.")
+    ] = 64,
     max_upload: Annotated[
-        str | None, typer.Option(envvar="MESH_MAX_UPLOAD", help="Seed at most this much per second, e.g. 2MB. Default: no limit.")
+        str | None,
+        typer.Option(
+            envvar="MESH_MAX_UPLOAD", help="Seed at most this much per second, e.g. 2MB. Default: no limit."
+        ),
     ] = None,
     accept_license: Annotated[
-        str | None, typer.Option(envvar="MESH_ACCEPT_LICENSE", help="Id of the model's licence, once you have read it.")
+        str | None,
+        typer.Option(envvar="MESH_ACCEPT_LICENSE", help="Id of the model's licence, once you have read it."),
     ] = None,
     trust: Annotated[
-        Path | None, typer.Option(envvar="MESH_TRUST", help="Publisher keys to believe instead of those the token names.")
+        Path | None,
+        typer.Option(envvar="MESH_TRUST", help="Publisher keys to believe instead of those the token names."),
     ] = None,
-    wait: Annotated[float, typer.Option(help="Seconds to wait for a coordinator that is not there yet.")] = 10.0,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Take the plan without asking. Never accepts a licence.")] = False,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Allow addresses beyond this machine, unencrypted.")] = False,
+    wait: Annotated[
+        float, typer.Option(help="Seconds to wait for a coordinator that is not there yet.")
+    ] = 10.0,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Take the plan without asking. Never accepts a licence.")
+    ] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow addresses beyond this machine, unencrypted.")
+    ] = False,
     json_events: Annotated[bool, typer.Option("--json", help="One JSON object per event on stdout.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens, and tracebacks.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log what happens, and tracebacks.")
+    ] = False,
 ) -> int:
     """Join a mesh: see the plan, fetch and verify the shards of some layers, serve them until Ctrl-C."""
     from mesh.dirs import data_dir
@@ -88,7 +122,9 @@ def join(
         swarm_listen=parse_endpoint(swarm_listen, what="--swarm-listen"),
         kv_tokens=kv_tokens,
         max_sessions=max_sessions,
-        max_upload_bytes_per_second=parse_size(max_upload) if max_upload is not None else None,
+        max_upload_bytes_per_second=parse_size(max_upload.removesuffix("/s"))
+        if max_upload is not None
+        else None,
         accept_license=accept_license,
         assume_yes=yes,
         insecure=insecure,

@@ -70,7 +70,9 @@ class CoordinatorClient:
         )
         return offered, endpoints(offer.peers)
 
-    async def accept_offer(self, release_id: str, layers: LayerRange, memory_bytes: int) -> coordinator_pb2.Lease:
+    async def accept_offer(
+        self, release_id: str, layers: LayerRange, memory_bytes: int
+    ) -> coordinator_pb2.Lease:
         return await self._call(
             self._stub.AcceptOffer(
                 coordinator_pb2.Acceptance(
@@ -91,7 +93,8 @@ class CoordinatorClient:
     async def leave(self) -> None:
         await self._call(
             self._stub.Leave(
-                coordinator_pb2.LeaveRequest(node_id=self._node_id, incarnation=self._incarnation), timeout=2.0
+                coordinator_pb2.LeaveRequest(node_id=self._node_id, incarnation=self._incarnation),
+                timeout=2.0,
             )
         )
 

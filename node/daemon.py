@@ -25,7 +25,9 @@ def run(config: NodeConfig) -> int:
     require_loopback(config.listen[0], what="--listen", insecure=config.insecure)
     require_loopback(config.swarm_listen[0], what="--swarm-listen", insecure=config.insecure)
     if config.insecure:
-        sys.stderr.write("WARNING: --insecure: whoever can reach this node can read and change what it computes\n")
+        sys.stderr.write(
+            "WARNING: --insecure: whoever can reach this node can read and change what it computes\n"
+        )
     with identity.locked_data_directory(config.data):
         return asyncio.run(_until_signal(config))
 
@@ -63,14 +65,15 @@ async def _tell(config: NodeConfig) -> None:
         port=config.swarm_listen[1],
         max_upload_bytes_per_second=config.max_upload_bytes_per_second,
     )
+    node_id, incarnation = key.public.key_id, new_incarnation()
     async with SwarmSession(settings) as swarm, open_channel(config.coordinator) as channel:
         parts = NodeParts(
-            node_id=key.public.key_id,
-            incarnation=new_incarnation(),
+            node_id=node_id,
+            incarnation=incarnation,
             device=resolve_device(config.device),
             channel=channel,
             swarm=swarm,
             store=ShardStore(config.data / "shards"),
-            reporter=JsonReporter() if config.json_events else ConsoleReporter(),
+            reporter=JsonReporter(node_id, incarnation) if config.json_events else ConsoleReporter(),
         )
         await join(parts, config)

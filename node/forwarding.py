@@ -26,7 +26,11 @@ class Forwarder:
     """The way to one neighbour; dials when made, reports once when it is lost."""
 
     def __init__(
-        self, stage: NextStage, hello: stage_pb2.Hello, hidden_size: int, on_lost: Callable[[NextStage, str], None]
+        self,
+        stage: NextStage,
+        hello: stage_pb2.Hello,
+        hidden_size: int,
+        on_lost: Callable[[NextStage, str], None],
     ) -> None:
         self._stage, self._hello, self._hidden_size, self._on_lost = stage, hello, hidden_size, on_lost
         self._waiting: list[Outgoing] = []

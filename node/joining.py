@@ -18,7 +18,7 @@ from typing import Any
 
 import grpc.aio
 
-from mesh.errors import MeshError, UsageError
+from mesh.errors import MeshError, Temporary, UsageError
 from mesh.layers import LayerRange
 from mesh.model.kv_cache import KvBudget, KvCache
 from mesh.model.llama import Stage, kernel_id
@@ -43,6 +43,8 @@ from node.service import StageIdentity, StageService
 from node.sessions import SessionTable
 
 logger = logging.getLogger(__name__)
+
+_OFFER_ATTEMPTS = 5  # newcomers that arrive together may be offered the same gap
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +84,9 @@ async def join(parts: NodeParts, config: NodeConfig) -> None:
     membership = Membership(client, status, rejoin, lease, peers)
     async with _running(membership.run(), name="membership"):
         try:
-            paths = await _fetch(parts, accepted, membership, status)
+            paths = await _fetch(parts, config, accepted, membership, status)
             status.state = coordinator_pb2.LOADING
-            membership.report_now()
+            membership.report_soon()
             parts.reporter.loading()
             began = time.monotonic()
             stage = await asyncio.to_thread(
@@ -92,7 +94,7 @@ async def join(parts: NodeParts, config: NodeConfig) -> None:
             )
             async with _serving(stage, parts, config, accepted, status) as endpoint:
                 status.state = coordinator_pb2.READY
-                membership.report_now()
+                await membership.report()
                 parts.reporter.ready(format_endpoint(*endpoint), time.monotonic() - began)
                 await asyncio.get_running_loop().create_future()  # serve until cancelled
         finally:
@@ -106,13 +108,21 @@ async def _agree(
     """Offer, our own checks, the plan, the volunteer's word, the reservation."""
     limits = _limits(parts, config, layers=config.layers)
     trust = TrustRoot.load(config.trust_file) if config.trust_file else None
-    offer, peers = await _request_offer(client, parts, config, limits, wait_seconds=config.wait_seconds)
-    accepted = accept(offer, trust_digest=config.token.trust_digest, trust_override=trust, limits=limits)
-    parts.reporter.plan(config.name, accepted)
-    await _ask_volunteer(config)
-    lease = await client.accept_offer(offer.release_id, accepted.layers, accepted.plan.total_bytes)
-    logger.info("layers reserved", extra={"layers": str(accepted.layers)})
-    return accepted, lease, peers
+    for attempts_left in reversed(range(_OFFER_ATTEMPTS)):
+        offer, peers = await _request_offer(client, parts, config, limits, wait_seconds=config.wait_seconds)
+        accepted = accept(offer, trust_digest=config.token.trust_digest, trust_override=trust, limits=limits)
+        parts.reporter.plan(config.name, accepted)
+        await _ask_volunteer(config)
+        try:
+            lease = await client.accept_offer(offer.release_id, accepted.layers, accepted.plan.total_bytes)
+        except Temporary:  # somebody else took these layers while we were looking at them
+            if not attempts_left:
+                raise
+            continue
+        parts.reporter.reserved()
+        logger.info("layers reserved", extra={"layers": str(accepted.layers)})
+        return accepted, lease, peers
+    raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 def _limits(parts: NodeParts, config: NodeConfig, *, layers: LayerRange | None) -> Limits:
@@ -149,7 +159,11 @@ async def _ask_volunteer(config: NodeConfig) -> None:
 
 
 async def _fetch(
-    parts: NodeParts, accepted: AcceptedOffer, membership: Membership, status: NodeStatus
+    parts: NodeParts,
+    config: NodeConfig,
+    accepted: AcceptedOffer,
+    membership: Membership,
+    status: NodeStatus,
 ) -> Mapping[ShardRef, Path]:
     """Every shard of our layers, verified, under its address in the store; the swarm goes on serving them."""
 
@@ -162,13 +176,14 @@ async def _fetch(
         accepted.torrent,
         accepted.manifest,
         accepted.shards,
-        parts.store,
+        config.data / "swarm",
         peers=lambda: membership.peers,
         on_progress=on_progress,
+        store=parts.store,
     )
     status.progress = 1.0
-    status.fetched_bytes, status.redundant_bytes = report.payload_bytes, report.redundant_bytes
-    parts.reporter.fetched(report.payload_bytes, report.redundant_bytes, report.seconds)
+    status.fetched_bytes, status.redundant_bytes = report.fetched_bytes, report.redundant_bytes
+    parts.reporter.fetched(report.fetched_bytes, report.redundant_bytes, report.seconds)
     return report.paths
 
 
@@ -207,13 +222,17 @@ async def _serving(
         port = server.add_insecure_port(format_endpoint(host, wanted))
     except RuntimeError as exc:  # how grpc says that it cannot bind
         await engine.stop()
-        raise MeshError(f"cannot listen on {format_endpoint(host, wanted)}: the port is in use; choose another --listen") from exc
+        raise MeshError(
+            f"cannot listen on {format_endpoint(host, wanted)}: the port is in use; choose another --listen"
+        ) from exc
     await server.start()
     status.stage = (host, port)
     status.kv_tokens_free = lambda: sessions.free_tokens
     status.num_sessions = lambda: len(sessions)
     status.steps_computed = lambda: engine.steps_computed
-    logger.info("stage ready", extra={"layers": str(accepted.layers), "endpoint": format_endpoint(host, port)})
+    logger.info(
+        "stage ready", extra={"layers": str(accepted.layers), "endpoint": format_endpoint(host, port)}
+    )
     try:
         yield host, port
     finally:
@@ -237,5 +256,3 @@ async def _running(work: Coroutine[Any, Any, None], *, name: str) -> AsyncIterat
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-

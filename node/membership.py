@@ -65,19 +65,31 @@ class Membership:
         self._client, self._status, self._rejoin = client, status, rejoin
         self._lease_seconds = lease.seconds
         self._changed = asyncio.Event()
+        self._version = 0  # of the status; rises when somebody says that it changed
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self.peers = endpoints(lease.peers) or peers
 
-    def report_now(self) -> None:
+    def report_soon(self) -> None:
         """Something worth telling has changed: do not wait for the next renewal."""
+        self._version += 1
         self._changed.set()
+
+    async def report(self) -> None:
+        """Tell the coordinator how far we are and return once it has heard."""
+        self.report_soon()
+        heard: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((self._version, heard))
+        await heard
 
     async def run(self) -> None:
         is_connected = True
         while True:
             wait = max(0.05, self._lease_seconds / _RENEWALS_PER_LEASE)
+            version = self._version
             try:
                 lease = await self._client.heartbeat(self._status.to_request())
                 self._lease_seconds, self.peers = lease.seconds, endpoints(lease.peers)
+                self._tell_heard(version)
                 if not is_connected:
                     logger.info("coordinator is back")
                 is_connected = True
@@ -87,12 +99,19 @@ class Membership:
                 if is_connected:
                     logger.warning("coordinator lost, trying on", extra={"reason": str(exc)})
                 is_connected, wait = False, _RETRY_SECONDS
-            self._changed.clear()
+            if version == self._version:  # nothing changed while we were talking
+                self._changed.clear()
             try:
                 async with asyncio.timeout(wait):
                     await self._changed.wait()
             except TimeoutError:
                 continue
+
+    def _tell_heard(self, version: int) -> None:
+        for wanted, heard in self._waiting:
+            if wanted <= version and not heard.done():
+                heard.set_result(None)
+        self._waiting = [(wanted, heard) for wanted, heard in self._waiting if not heard.done()]
 
     async def _try_rejoin(self) -> float:
         try:

@@ -7,7 +7,14 @@ import sys
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from mesh.sizes import format_size
 from node.accepting import AcceptedOffer
@@ -15,6 +22,8 @@ from node.accepting import AcceptedOffer
 
 class Reporter(Protocol):
     def plan(self, name: str, accepted: AcceptedOffer) -> None: ...
+
+    def reserved(self) -> None: ...
 
     def fetching(self, done_bytes: int, wanted_bytes: int, num_peers: int) -> None: ...
 
@@ -30,10 +39,15 @@ class Reporter(Protocol):
 class JsonReporter:
     """NDJSON on stdout; the demo and other programs read it."""
 
+    def __init__(self, node_id: str, incarnation: int) -> None:
+        self._node_id, self._incarnation = node_id, incarnation
+
     def plan(self, name: str, accepted: AcceptedOffer) -> None:
         self._emit(
             "plan",
             node=name,
+            node_id=self._node_id,
+            incarnation=self._incarnation,
             model=accepted.manifest.name,
             layers=str(accepted.layers),
             shards=len(accepted.shards),
@@ -41,11 +55,16 @@ class JsonReporter:
             memory_bytes=accepted.plan.total_bytes,
         )
 
+    def reserved(self) -> None:
+        self._emit("reserved")
+
     def fetching(self, done_bytes: int, wanted_bytes: int, num_peers: int) -> None:
         self._emit("fetching", done_bytes=done_bytes, wanted_bytes=wanted_bytes, peers=num_peers)
 
     def fetched(self, payload_bytes: int, redundant_bytes: int, seconds: float) -> None:
-        self._emit("fetched", payload_bytes=payload_bytes, redundant_bytes=redundant_bytes, seconds=round(seconds, 3))
+        self._emit(
+            "fetched", payload_bytes=payload_bytes, redundant_bytes=redundant_bytes, seconds=round(seconds, 3)
+        )
 
     def loading(self) -> None:
         self._emit("loading")
@@ -80,6 +99,9 @@ class ConsoleReporter:
             f"workspace {format_size(plan.workspace_bytes)}, runtime {format_size(plan.runtime_bytes)})",
             highlight=False,
         )
+
+    def reserved(self) -> None:
+        pass  # the plan said it
 
     def fetching(self, done_bytes: int, wanted_bytes: int, num_peers: int) -> None:
         if self._progress is None:

@@ -33,7 +33,9 @@ def choose_batch(queue: Sequence[W], max_tokens: int = MAX_BATCH_TOKENS) -> list
         heads.setdefault(waiting.session, waiting)
     batch: list[W] = []
     room = max_tokens
-    for waiting in sorted(heads.values(), key=lambda w: w.num_tokens > 1):  # stable: arrival order within each kind
+    for waiting in sorted(
+        heads.values(), key=lambda w: w.num_tokens > 1
+    ):  # stable: arrival order within each kind
         if waiting.num_tokens <= room or not batch:
             batch.append(waiting)
             room -= waiting.num_tokens

@@ -6,9 +6,7 @@ sessions and hears of failures; neighbours' links bring hidden states.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +17,8 @@ from mesh.layers import LayerRange
 from mesh.model.sampling import SamplingParams
 from mesh.wire import common_pb2, stage_pb2, stage_pb2_grpc
 from mesh.wire.channel import format_endpoint
-from mesh.wire.link import Link, LinkClosed, VersionMismatch
+from mesh.wire.link import Link as NeighbourLink
+from mesh.wire.link import LinkClosed, VersionMismatch
 from mesh.wire.tensors import FLOAT32, FrameRefused, StageContract, StepAssembler
 from node.engine import Done, Engine, Work
 from node.forwarding import Forwarder
@@ -54,7 +53,7 @@ class StageIdentity:
 class _FrameCredit:
     """Gives the credit of one incoming frame back once all of its steps have left this node."""
 
-    def __init__(self, link: Link, steps: int) -> None:
+    def __init__(self, link: NeighbourLink, steps: int) -> None:
         self._link, self._left = link, steps
         if steps == 0:
             link.grant_credit()
@@ -65,19 +64,30 @@ class _FrameCredit:
             self._link.grant_credit()
 
 
+@dataclass(frozen=True, slots=True)
+class _Ticket:
+    """What a step needs on its way out of the engine."""
+
+    session: Session
+    step: stage_pb2.Step
+    credit: _FrameCredit
+
+
 class StageService(stage_pb2_grpc.StageServicer):
     def __init__(self, identity: StageIdentity, contract: StageContract, sessions: SessionTable) -> None:
         self._identity, self._contract, self._sessions = identity, contract, sessions
         self._forwarders: dict[NextStage, Forwarder] = {}
-        self._links: set[Link] = set()
+        self._links: set[NeighbourLink] = set()
         self._engine: Engine | None = None
 
     def attach(self, engine: Engine) -> None:
         """Connect the engine whose ``on_done`` is ours."""
         self._engine = engine
 
-    async def Link(self, request_iterator: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        link = Link(context, context.peer())
+    async def Link(  # noqa: N802  # named by the proto
+        self, request_iterator: Any, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        link = NeighbourLink(context, context.peer())
         try:
             hello = await link.await_greeting()
         except (LinkClosed, VersionMismatch) as exc:
@@ -104,7 +114,7 @@ class StageService(stage_pb2_grpc.StageServicer):
         for forwarder in list(self._forwarders.values()):
             await forwarder.close()
 
-    def _on_frame(self, link: Link, assembler: StepAssembler, frame: stage_pb2.Frame) -> None:
+    def _on_frame(self, link: NeighbourLink, assembler: StepAssembler, frame: stage_pb2.Frame) -> None:
         match frame.WhichOneof("kind"):
             case "steps":
                 self._on_steps(link, assembler, frame.steps)
@@ -115,7 +125,7 @@ class StageService(stage_pb2_grpc.StageServicer):
                 if self._sessions.get(frame.close.session, frame.close.epoch) is not None:
                     self._close(frame.close.session)
 
-    def _open(self, link: Link, request: stage_pb2.OpenSession) -> None:
+    def _open(self, link: NeighbourLink, request: stage_pb2.OpenSession) -> None:
         try:
             next_stage = self._next_stage(request)
             self._sessions.open(
@@ -168,14 +178,16 @@ class StageService(stage_pb2_grpc.StageServicer):
             return None
         following = request.route[request.stage_index + 1]
         if following.layers.start != me.layers.stop:
-            raise _StaleRoute(f"the route goes on at layer {following.layers.start}, expected {me.layers.stop}")
+            raise _StaleRoute(
+                f"the route goes on at layer {following.layers.start}, expected {me.layers.stop}"
+            )
         return NextStage(
             following.node_id,
             format_endpoint(following.endpoint.host, following.endpoint.port),
             following.incarnation,
         )
 
-    def _on_steps(self, link: Link, assembler: StepAssembler, frame: stage_pb2.Steps) -> None:
+    def _on_steps(self, link: NeighbourLink, assembler: StepAssembler, frame: stage_pb2.Steps) -> None:
         try:
             steps = assembler.push(frame)
         except FrameRefused as exc:
@@ -207,15 +219,16 @@ class StageService(stage_pb2_grpc.StageServicer):
                     hidden=rows,
                     sampling=session.sampling if step.sample and session.next_stage is None else None,
                     return_logits=session.return_logits,
-                    tag=(session, step, credit),
+                    tag=_Ticket(session, step, credit),
                 )
             )
 
     def on_done(self, batch: list[Done]) -> None:
         """Results of the engine, on the event loop: forward hidden states, report tokens."""
-        tokens: dict[Link, list[stage_pb2.Token]] = {}
+        tokens: dict[NeighbourLink, list[stage_pb2.Token]] = {}
         for done in batch:
-            session, step, credit = done.work.tag
+            ticket: _Ticket = done.work.tag
+            session, step, credit = ticket.session, ticket.step, ticket.credit
             if self._sessions.get(session.id, session.epoch) is not session:  # closed meanwhile
                 credit.step_done()
             elif done.error is not None:
@@ -229,6 +242,7 @@ class StageService(stage_pb2_grpc.StageServicer):
                     position=step.position,
                     sample=step.sample,
                 )
+                assert session.next_stage is not None  # only a last stage has none, and that one samples
                 self._forwarders[session.next_stage].send((header, done.hidden, credit.step_done))
             else:
                 credit.step_done()
@@ -258,7 +272,7 @@ class StageService(stage_pb2_grpc.StageServicer):
             if session.id in sessions:
                 self._fail(session, _Reason.BAD_STEP, str(exc))
 
-    def _fail(self, session: Session | None, reason: _Reason.ValueType, message: str) -> None:
+    def _fail(self, session: Session | None, reason: _Reason, message: str) -> None:
         if session is not None:
             self._close(session.id)
             self._report(session.owner, session, reason, message)
@@ -267,9 +281,9 @@ class StageService(stage_pb2_grpc.StageServicer):
         self._sessions.close(session_id)
         assert self._engine is not None
         for work in self._engine.drop(session_id):
-            work.tag[2].step_done()
+            work.tag.credit.step_done()
 
-    def _report(self, link: Link, about: Any, reason: _Reason.ValueType, message: str) -> None:
+    def _report(self, link: NeighbourLink, about: Any, reason: _Reason, message: str) -> None:
         session = about.id if isinstance(about, Session) else about.session
         logger.info("session failed", extra={"session": session, "reason": message})
         link.send(

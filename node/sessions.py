@@ -104,7 +104,9 @@ class SessionTable:
         if position != session.next_position:
             raise BadStep(f"step at position {position}, expected {session.next_position}")
         if position + num_tokens > session.max_tokens:
-            raise BadStep(f"step ends at {position + num_tokens}, the session is bounded at {session.max_tokens} tokens")
+            raise BadStep(
+                f"step ends at {position + num_tokens}, the session is bounded at {session.max_tokens} tokens"
+            )
         session.last_step_id, session.next_position = step_id, position + num_tokens
         return True
 

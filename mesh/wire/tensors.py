@@ -138,7 +138,8 @@ class StepAssembler:
         """Rows of one step; the whole tensor when complete."""
         if not 0 < step.num_tokens <= self.contract.max_step_tokens:
             raise FrameRefused(
-                f"step of {step.num_tokens} tokens, expected 1 to {self.contract.max_step_tokens}", step.session
+                f"step of {step.num_tokens} tokens, expected 1 to {self.contract.max_step_tokens}",
+                step.session,
             )
         if step.first_row == 0 and step.num_rows == step.num_tokens:
             self._partial.pop(step.session, None)
@@ -156,7 +157,9 @@ class StepAssembler:
             or step.first_row + step.num_rows > step.num_tokens
         ):
             self._partial.pop(step.session, None)
-            raise FrameRefused(f"rows {step.first_row}+{step.num_rows} do not continue their step", step.session)
+            raise FrameRefused(
+                f"rows {step.first_row}+{step.num_rows} do not continue their step", step.session
+            )
         partial.rows[step.first_row : step.first_row + step.num_rows] = rows
         partial.filled += step.num_rows
         if partial.filled < step.num_tokens:

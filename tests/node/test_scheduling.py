@@ -37,7 +37,9 @@ def test_batch_keeps_each_sessions_order_and_the_budget(queue: list[Step], budge
     assert batch
     assert len({step.session for step in batch}) == len(batch)
     for step in batch:
-        assert not [earlier for earlier in queue if earlier.session == step.session and earlier.number < step.number]
+        assert not [
+            earlier for earlier in queue if earlier.session == step.session and earlier.number < step.number
+        ]
     assert len(batch) == 1 or sum(step.num_tokens for step in batch) <= budget
 
 

@@ -24,7 +24,7 @@ class Listener(stage_pb2_grpc.StageServicer):
         self.give_credit = True
         self.link: Link | None = None
 
-    async def Link(self, request_iterator, context):  # noqa: ANN001, ANN201
+    async def Link(self, request_iterator, context):
         self.link = link = Link(context, "dialler")
         try:
             await link.await_greeting()

@@ -1,0 +1,56 @@
+"""One process, the whole model: the answer that a mesh must equal.
+
+Cuts the prompt as the mesh does and samples with the same function, so that with one thread the logits are the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+import torch
+
+from mesh.model.kv_cache import KvCache
+from mesh.model.llama import Stage, StageStep
+from mesh.model.prefill import prefill_chunks
+from mesh.model.sampling import Logits, SamplingParams, sample
+
+
+def prefill(stage: Stage, cache: KvCache, prompt_ids: Sequence[int]) -> Logits:
+    """Run the prompt through a whole-model stage; logits ``[V]`` of its last token."""
+    logits = torch.empty(0)
+    for chunk in prefill_chunks(len(prompt_ids)):
+        ids = torch.tensor(prompt_ids[chunk.start : chunk.stop], device=stage.device)
+        [logits] = stage.run([StageStep(cache, chunk.start, ids, None, chunk.stop == len(prompt_ids))])
+    return logits.cpu().numpy()
+
+
+def generate_with_logits(
+    stage: Stage,
+    prompt_ids: Sequence[int],
+    params: SamplingParams,
+    max_new_tokens: int,
+    stop_ids: Collection[int] = (),
+) -> Iterator[tuple[int, Logits]]:
+    """Each sampled id with the logits ``[V]`` it was drawn from; ends after a stop id, which it includes."""
+    cache = stage.new_cache(len(prompt_ids) + max_new_tokens)
+    logits = prefill(stage, cache, prompt_ids)
+    for produced in range(1, max_new_tokens + 1):
+        token_id = sample(logits, params, cache.position)
+        yield token_id, logits
+        if token_id in stop_ids or produced == max_new_tokens:
+            return
+        ids = torch.tensor([token_id], device=stage.device)
+        [row] = stage.run([StageStep(cache, cache.position, ids, None, True)])
+        logits = row.cpu().numpy()
+
+
+def generate(
+    stage: Stage,
+    prompt_ids: Sequence[int],
+    params: SamplingParams,
+    max_new_tokens: int,
+    stop_ids: Collection[int] = (),
+) -> Iterator[int]:
+    """Sampled ids; ends after a stop id, which it includes."""
+    for token_id, _ in generate_with_logits(stage, prompt_ids, params, max_new_tokens, stop_ids):
+        yield token_id

@@ -1,0 +1,152 @@
+"""An offer is taken only if every claim in it holds; each refusal has its own error and its own exit code."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from mesh.errors import (
+    IntegrityError,
+    LicenseRefused,
+    ManifestInvalid,
+    NotEnoughDisk,
+    NotEnoughMemory,
+    SignatureInvalid,
+    TorrentMismatch,
+    UnknownKey,
+)
+from mesh.layers import LayerRange
+from mesh.weights.signing import PrivateKey, TrustRoot, sign_manifest
+from node.accepting import AcceptedOffer, Limits, OfferedBytes, accept
+from tests.support.releases import PackedRelease, pack_tiny
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> PackedRelease:
+    return pack_tiny(
+        tmp_path_factory.mktemp("release"),
+        license_id="LicenseRef-test",
+        license_text=b"Read me, then say so.",
+    )
+
+
+@pytest.fixture
+def offer(packed: PackedRelease) -> OfferedBytes:
+    release = packed.open()
+    return OfferedBytes(
+        release.manifest.release_id,
+        packed.trust.to_bytes(),
+        release.envelope,
+        release.torrent,
+        LayerRange(1, 3),
+    )
+
+
+LIMITS = Limits(
+    memory_bytes=4 << 30, disk_bytes=1 << 30, kv_tokens=256, layers=None, accepted_license="LicenseRef-test"
+)
+
+
+def judge(offer: OfferedBytes, packed: PackedRelease, limits: Limits = LIMITS) -> AcceptedOffer:
+    return accept(offer, trust_digest=packed.trust.digest(), trust_override=None, limits=limits)
+
+
+def test_honest_offer_is_accepted_with_just_its_own_shards(
+    offer: OfferedBytes, packed: PackedRelease
+) -> None:
+    accepted = judge(offer, packed)
+    assert [ref.file for ref in accepted.shards] == ["layer-00001.safetensors", "layer-00002.safetensors"]
+    assert accepted.plan.total_bytes <= LIMITS.memory_bytes
+
+
+def test_trust_root_that_is_not_the_tokens_is_refused(offer: OfferedBytes, packed: PackedRelease) -> None:
+    """The coordinator swaps the whole chain for its own: key, signature and all."""
+    stranger = PrivateKey.generate()
+    forged = replace(
+        offer,
+        trust_root=TrustRoot.of(stranger.public).to_bytes(),
+        manifest=sign_manifest(packed.manifest, stranger),
+    )
+    with pytest.raises(IntegrityError, match="trust root is not the one in the join token"):
+        judge(forged, packed)
+
+
+def test_manifest_of_an_unknown_key_is_refused_by_that_key(
+    offer: OfferedBytes, packed: PackedRelease
+) -> None:
+    stranger = PrivateKey.generate()
+    with pytest.raises(UnknownKey) as refusal:
+        judge(replace(offer, manifest=sign_manifest(packed.manifest, stranger)), packed)
+    assert refusal.value.key_id == stranger.public.key_id
+
+
+def test_flipped_byte_in_the_envelope_is_refused(offer: OfferedBytes, packed: PackedRelease) -> None:
+    at = offer.manifest.index(b'"payload":"') + 200
+    flipped = bytearray(offer.manifest)
+    flipped[at] = ord("A") if flipped[at] != ord("A") else ord("B")
+    with pytest.raises((SignatureInvalid, ManifestInvalid)):
+        judge(replace(offer, manifest=bytes(flipped)), packed)
+
+
+def test_another_release_than_announced_is_refused(offer: OfferedBytes, packed: PackedRelease) -> None:
+    with pytest.raises(IntegrityError, match="offered release"):
+        judge(replace(offer, release_id="0" * 64), packed)
+
+
+def test_torrent_that_differs_from_the_manifest_is_refused(
+    offer: OfferedBytes, packed: PackedRelease, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    other = pack_tiny(tmp_path_factory.mktemp("other"), seed=1).open()
+    with pytest.raises(TorrentMismatch):
+        judge(replace(offer, torrent=other.torrent), packed)
+
+
+def test_license_that_was_not_accepted_is_refused_naming_it(
+    offer: OfferedBytes, packed: PackedRelease
+) -> None:
+    with pytest.raises(LicenseRefused, match="--accept-license LicenseRef-test") as refusal:
+        judge(offer, packed, replace(LIMITS, accepted_license=None))
+    assert refusal.value.exit_code == 5
+
+
+def test_layers_beyond_the_model_are_refused(offer: OfferedBytes, packed: PackedRelease) -> None:
+    with pytest.raises(IntegrityError, match="of a model with 4"):
+        judge(replace(offer, layers=LayerRange(3, 5)), packed)
+
+
+def test_other_layers_than_insisted_on_are_refused(offer: OfferedBytes, packed: PackedRelease) -> None:
+    with pytest.raises(IntegrityError, match="--layers 0:2"):
+        judge(offer, packed, replace(LIMITS, layers=LayerRange(0, 2)))
+
+
+def test_too_little_memory_is_refused_by_our_own_arithmetic(
+    offer: OfferedBytes, packed: PackedRelease
+) -> None:
+    needed = judge(offer, packed).plan.total_bytes
+    assert judge(offer, packed, replace(LIMITS, memory_bytes=needed)).plan.total_bytes == needed
+    with pytest.raises(NotEnoughMemory, match="raise --memory") as refusal:
+        judge(offer, packed, replace(LIMITS, memory_bytes=needed - 1))
+    assert refusal.value.exit_code == 7
+
+
+def test_too_little_disk_is_refused(offer: OfferedBytes, packed: PackedRelease) -> None:
+    with pytest.raises(NotEnoughDisk, match="--data"):
+        judge(offer, packed, replace(LIMITS, disk_bytes=1000))
+
+
+def test_volunteers_own_trust_file_overrides_the_token(offer: OfferedBytes, packed: PackedRelease) -> None:
+    accepted = accept(
+        replace(offer, trust_root=b"whatever"),
+        trust_digest=b"\0" * 32,
+        trust_override=packed.trust,
+        limits=LIMITS,
+    )
+    assert accepted.manifest == packed.manifest
+    with pytest.raises(UnknownKey):
+        accept(
+            offer,
+            trust_digest=packed.trust.digest(),
+            trust_override=TrustRoot.of(PrivateKey.generate().public),
+            limits=LIMITS,
+        )
