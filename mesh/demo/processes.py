@@ -27,11 +27,15 @@ class Child:
     """One running command of this project; ``on_event`` sees every event as it arrives."""
 
     def __init__(
-        self, name: str, process: asyncio.subprocess.Process, log: Path, on_event: Callable[[str, Event], None]
+        self,
+        name: str,
+        process: asyncio.subprocess.Process,
+        log: Path,
+        on_event: Callable[[str, Event], None],
     ) -> None:
         self.name, self.log = name, log
+        self.seen: dict[str, Event] = {}  # the first event of each kind
         self._process, self._on_event = process, on_event
-        self._seen: dict[str, Event] = {}
         self._changed = asyncio.Condition()
         self._reader = asyncio.create_task(self._read(), name=f"read {name}")
 
@@ -39,13 +43,26 @@ class Child:
         """The first event of that kind, once it has happened. Raises MeshError if the child ends or time runs out."""
         try:
             async with asyncio.timeout(within_seconds), self._changed:
-                await self._changed.wait_for(lambda: kind in self._seen or self._reader.done())
+                await self._changed.wait_for(lambda: kind in self.seen or self._reader.done())
         except TimeoutError as exc:
-            raise MeshError(f"{self.name} said no {kind!r} within {within_seconds:g} s; its log: {self.log}") from exc
-        if kind not in self._seen:
+            raise MeshError(
+                f"{self.name} said no {kind!r} within {within_seconds:g} s; its log: {self.log}"
+            ) from exc
+        if kind not in self.seen:
             code = await self._process.wait()
             raise MeshError(f"{self.name} ended with exit code {code}: {self.last_words()}")
-        return self._seen[kind]
+        return self.seen[kind]
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send_signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    async def wait(self) -> int:
+        """The exit code, once it has ended by itself."""
+        return await self._process.wait()
 
     def last_words(self) -> str:
         lines = self.log.read_text(errors="replace").strip().splitlines()
@@ -61,7 +78,9 @@ class Child:
                     await self._process.wait()
             except TimeoutError:
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, signal.SIGKILL)  # its own group: the child and whatever it started
+                    os.killpg(
+                        self._process.pid, signal.SIGKILL
+                    )  # its own group: the child and whatever it started
         code = await self._process.wait()
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
@@ -73,7 +92,7 @@ class Child:
             async for line in self._process.stdout:
                 with contextlib.suppress(ValueError):  # a line for people, not for us
                     event = json.loads(line)
-                    self._seen.setdefault(event["event"], event)
+                    self.seen.setdefault(event["event"], event)
                     self._on_event(self.name, event)
                     await self._announce()
         finally:

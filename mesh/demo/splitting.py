@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from mesh.architecture import LlamaConfig
 from mesh.errors import UsageError
-from mesh.model.memory import largest_range, plan_stage
 from mesh.layers import LayerRange
+from mesh.model.memory import largest_range, plan_stage
 
 
 def covers(config: LlamaConfig, num_nodes: int, memory_bytes: int, kv_tokens: int) -> bool:
@@ -24,7 +24,9 @@ def covers(config: LlamaConfig, num_nodes: int, memory_bytes: int, kv_tokens: in
 def memory_per_node(config: LlamaConfig, num_nodes: int, kv_tokens: int) -> int:
     """The least memory in bytes (to a MiB) with which ``num_nodes`` equal nodes can hold the whole model."""
     if num_nodes > config.num_layers:
-        raise UsageError(f"{num_nodes} nodes for a model of {config.num_layers} layers: at least one layer each is needed")
+        raise UsageError(
+            f"{num_nodes} nodes for a model of {config.num_layers} layers: at least one layer each is needed"
+        )
     unit = 1 << 20
     enough = plan_stage(config, LayerRange(0, config.num_layers), kv_tokens).total_bytes // unit + 1
     too_little = 0

@@ -8,12 +8,9 @@ a single process gives. Everything lives in one scratch directory that is gone a
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import signal
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,19 +19,16 @@ import httpx
 from httpx_sse import aconnect_sse
 from rich.console import Console
 
-from mesh.demo.demo_model import LICENSE_ID, NAME, demo_model_path
+from mesh.demo.demo_model import NAME, demo_model_path
 from mesh.demo.display import Display
-from mesh.demo.processes import Event, children, command
-from mesh.demo.splitting import memory_per_node
+from mesh.demo.local_mesh import local_mesh
+from mesh.demo.processes import Event
 from mesh.dirs import cache_dir
 from mesh.errors import MeshError, Unhealthy
 from mesh.publishing import pack_release
 from mesh.sizes import format_size
 from mesh.weights.manifest import Manifest
 from mesh.weights.signing import PrivateKey, TrustRoot
-
-_START_SECONDS = 120.0  # generous: a cold disk and an old laptop
-_FETCH_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +52,10 @@ class Answer:
 
 
 def run_demo(options: DemoOptions) -> int:
-    """Exit code 0, or 128 + signal. Raises Unhealthy if the mesh and one process disagree, MeshError otherwise."""
-    console = Console(highlight=False)
+    """Exit code 0. Raises Unhealthy if the mesh and one process disagree, other MeshErrors as they come."""
+    console = Console(highlight=False, soft_wrap=True)
     cache_dir().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="demo-") as scratch, _termination_as_exit():
+    with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="demo-") as scratch:
         source = options.model or _obtain(console)
         release, trust = Path(scratch) / "release", Path(scratch) / "publisher.pub"
         manifest = _pack(console, source, release, trust, options)
@@ -102,65 +96,35 @@ def _pack(console: Console, source: Path, release: Path, trust: Path, options: D
 async def _serve_and_ask(
     console: Console, release: Path, trust: Path, manifest: Manifest, scratch: Path, options: DemoOptions
 ) -> Answer:
-    memory = memory_per_node(manifest.config, options.num_nodes, options.kv_tokens)
-    logs = scratch / "logs"
-    logs.mkdir()
+    """Start the mesh, say what each node fetched, ask, stop the mesh."""
     with Display(console) as display:
-        async with children(logs, display.on_event) as start:
-            coordinator = await start(
-                "coordinator",
-                [command("mesh-coordinator"), "up", "--release", str(release), "--trust", str(trust), "--json",
-                 "--listen", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--data", str(scratch / "coordinator")],
-            )  # fmt: skip
-            listening = await coordinator.event("listening", within_seconds=_START_SECONDS)
-            meet = [listening["grpc"], "--token", listening["token"]]
-            await start(
-                "seeder",
-                [command("mesh"), "seed", str(release), "--trust", str(trust), "--json",
-                 "--coordinator", meet[0], *meet[1:]],
-            )  # fmt: skip
-            nodes = []
-            for index in range(options.num_nodes):
-                name = f"node-{chr(ord('a') + index)}"
-                nodes.append(
-                    await start(
-                        name,
-                        [command("mesh-node"), "join", *meet, "--yes", "--json", "--name", name, "--device", "cpu",
-                         "--threads", "1", "--memory", str(memory), "--kv-tokens", str(options.kv_tokens),
-                         "--data", str(scratch / name)],
-                    )
-                )  # fmt: skip
-                # One after the other, so that the names follow the layers; fetching and loading overlap.
-                await nodes[-1].event("plan", within_seconds=_START_SECONDS)
-            for node in nodes:
-                await node.event("ready", within_seconds=_FETCH_SECONDS)
+        async with local_mesh(
+            release,
+            trust,
+            manifest,
+            scratch,
+            num_nodes=options.num_nodes,
+            kv_tokens=options.kv_tokens,
+            on_event=display.on_event,
+        ) as mesh:
             display.stop()
-            _print_fetched(console, [(n.name, await n.event("plan", within_seconds=1), await n.event("fetched", within_seconds=1)) for n in nodes])  # fmt: skip
-            url = f"http://{listening['http']}"
-            await _until_ready(url)
-            answer = await _ask(console, url, manifest.name, options)
-            console.print(f"[bold]route[/bold]   {answer.route}")
-            console.print(
-                f"[bold]speed[/bold]   first token after {answer.first_token_seconds:.2f} s, "
-                f"then {answer.tokens_per_second:.1f} tokens/s"
-            )
+            for node in mesh.nodes:
+                _print_fetched(console, node.name, node.seen["plan"], node.seen["fetched"])
+            answer = await _ask(console, mesh.url, manifest.name, options)
+    console.print(f"[bold]route[/bold]   {answer.route}")
+    console.print(
+        f"[bold]speed[/bold]   first token after {answer.first_token_seconds:.2f} s, "
+        f"then {answer.tokens_per_second:.1f} tokens/s"
+    )
     return answer
 
 
-def _print_fetched(console: Console, nodes: list[tuple[str, Event, Event]]) -> None:
-    for name, plan, fetched in nodes:
-        console.print(
-            f"[bold]{name}[/bold]  layers {plan['layers']:>6}: {plan['shards']} shards of {format_size(plan['download_bytes'])}; "
-            f"fetched {format_size(fetched['payload_bytes'])} over BitTorrent in {fetched['seconds']:.1f} s, "
-            f"{format_size(fetched['redundant_bytes'])} redundant"
-        )
-
-
-async def _until_ready(url: str) -> None:
-    """A node says ready a heartbeat before the coordinator has heard it."""
-    async with httpx.AsyncClient(base_url=url, trust_env=False) as client, asyncio.timeout(_START_SECONDS):
-        while (await client.get("/health")).status_code != 200:
-            await asyncio.sleep(0.05)
+def _print_fetched(console: Console, name: str, plan: Event, fetched: Event) -> None:
+    console.print(
+        f"[bold]{name}[/bold]  layers {plan['layers']:>6}: {plan['shards']} shards of "
+        f"{format_size(plan['download_bytes'])}; fetched {format_size(fetched['payload_bytes'])} over BitTorrent "
+        f"in {fetched['seconds']:.1f} s, {format_size(fetched['redundant_bytes'])} redundant"
+    )
 
 
 async def _ask(console: Console, url: str, model: str, options: DemoOptions) -> Answer:
@@ -215,22 +179,10 @@ def _compare(console: Console, release: Path, trust: Path, answer: Answer, optio
     from mesh.demo.reference import one_process_answer
 
     with console.status("asking one process that holds all layers"):
-        text, num_tokens = one_process_answer(release, TrustRoot.load(trust), options.prompt, options.max_tokens)
+        text, num_tokens = one_process_answer(
+            release, TrustRoot.load(trust), options.prompt, options.max_tokens
+        )
     if (text, num_tokens) != (answer.text, answer.num_tokens):
         console.print(f"[bold red]differs[/bold red] one process says: {text}")
         raise Unhealthy("the mesh and one process gave different answers")
     console.print(f"[bold green]equal[/bold green]   to the answer of one process ({num_tokens} tokens)")
-
-
-@contextlib.contextmanager
-def _termination_as_exit() -> Iterator[None]:
-    """SIGTERM unwinds the stack like Ctrl-C does, so that children and scratch files go either way."""
-
-    def leave(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    previous = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,125 @@
+"""The routes: convert in, call, convert out.
+
+Answers at once whatever can be answered from values; a chat completion is handed to ``answering``. No CORS: a
+web page from elsewhere has no business with a mesh on this machine.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+import mesh
+from coordinator.api.answering import ChatCompletionResponse
+from coordinator.api.chat_request import ChatRequest, to_generation_request
+from coordinator.api.chat_response import ChatAnswer
+from coordinator.api.errors import Failure, respond
+from coordinator.api.middleware import BodyLimit, RequestId
+from coordinator.generation import generate
+from coordinator.serving import MeshHealth, ModelHealth, ServedModel
+from mesh.errors import MeshError, RequestRefused
+
+
+def create_app(models: Mapping[str, ServedModel], health: Callable[[], MeshHealth]) -> FastAPI:
+    """``models`` by the name clients ask for, in the order they are listed; ``health`` is asked every time."""
+    # The documentation pages load their scripts from elsewhere; /openapi.json is enough and works offline.
+    app = FastAPI(
+        title="llama-mesh", version=mesh.__version__, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
+    app.add_middleware(BodyLimit)
+    app.add_middleware(RequestId)  # the last added is the outermost
+    for kind in (MeshError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, respond)
+
+    @app.post("/v1/chat/completions", response_model=None)
+    async def create_chat_completion(chat: ChatRequest, request: Request) -> Response:
+        model = _find(models, chat.model)
+        generation_request = to_generation_request(chat, request.state.request_id)
+        return ChatCompletionResponse(
+            ChatAnswer(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), model.name, model.fingerprint),
+            generate(model, generation_request),
+            stream=bool(chat.stream),
+            include_usage=chat.include_usage,
+        )
+
+    @app.get("/v1/models")
+    async def list_models() -> dict[str, Any]:
+        now = health()
+        return {"object": "list", "data": [_describe(model, now) for model in models.values()]}
+
+    @app.get("/v1/models/{name:path}")
+    async def retrieve_model(name: str) -> dict[str, Any]:
+        return _describe(_find(models, name), health())
+
+    @app.head("/health", include_in_schema=False)
+    @app.get("/health")
+    async def is_ready() -> Response:
+        return _health_response(health())
+
+    @app.head("/livez", include_in_schema=False)
+    @app.get("/livez")
+    async def is_alive() -> dict[str, str]:
+        return {"status": "ok"}
+
+    return app
+
+
+def _find(models: Mapping[str, ServedModel], name: str) -> ServedModel:
+    model = models.get(name)
+    if model is None:
+        raise RequestRefused(
+            f"model {name[:100]!r} does not exist here; this mesh serves: {', '.join(models) or 'nothing yet'}",
+            status=404,
+            code="model_not_found",
+            param="model",
+        )
+    return model
+
+
+def _describe(model: ServedModel, now: MeshHealth) -> dict[str, Any]:
+    manifest = model.manifest
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "llama-mesh",
+        "max_model_len": model.context_length,
+        "meta": {
+            "n_ctx_train": model.context_length,
+            "n_vocab": manifest.config.vocab_size,
+            "size": manifest.total_bytes,
+        },
+        "mesh": {
+            "release_id": manifest.release_id,
+            "license": manifest.license.id,
+            "quantization": manifest.quantization,
+            **_coverage(now.model(model.name)),
+        },
+    }
+
+
+def _health_response(now: MeshHealth) -> Response:
+    state = {
+        "nodes": now.nodes,
+        "models": [{"id": model.name, "ready": model.is_ready, **_coverage(model)} for model in now.models],
+    }
+    if now.is_ready:
+        return JSONResponse({"status": "ok", **state})
+    missing = "; ".join(f"{m.name} lacks layers {', '.join(map(str, m.missing))}" for m in now.models)
+    failure = Failure(503, "mesh_incomplete", missing or "no model is served", retry_after=now.retry_after)
+    return JSONResponse({**failure.body(), **state}, status_code=failure.status, headers=failure.headers())
+
+
+def _coverage(model: ModelHealth) -> dict[str, Any]:
+    return {
+        "layers": len(model.coverage),
+        "missing": [str(layers) for layers in model.missing],
+        "coverage": list(model.coverage),  # ready stages of each layer
+    }

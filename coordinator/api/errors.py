@@ -1,0 +1,123 @@
+"""Errors as OpenAI clients expect them: one body shape for everything that can go wrong.
+
+``{"error": {"message", "type", "param", "code"}}``, all four keys always there. A client library raises by
+status, frameworks on top of it look at the code and at words of the message; ``Retry-After`` steers their retries
+(the official client obeys up to 120 s and gives up above).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from coordinator.token_pipeline import PipelineLost
+from mesh.errors import MeshError, NotFound, RequestRefused, Temporary
+
+logger = logging.getLogger(__name__)
+
+MAX_RETRY_AFTER_SECONDS = 120
+NODE_LOST_RETRY_SECONDS = 2  # a lease has to end before a route avoids a lost node
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "invalid_request_error",
+    405: "invalid_request_error",
+    413: "invalid_request_error",
+    415: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "unavailable_error",
+}
+_CODES = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error as a client sees it."""
+
+    status: int
+    code: str
+    message: str
+    param: str | None = None
+    retry_after: int | None = None  # seconds
+
+    def body(self) -> dict[str, Any]:
+        kind = _TYPES.get(self.status, "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def headers(self) -> dict[str, str]:
+        if self.retry_after is None:
+            return {}
+        return {"Retry-After": str(min(max(self.retry_after, 1), MAX_RETRY_AFTER_SECONDS))}
+
+
+def describe(error: BaseException) -> Failure:
+    """What a client is told. An error we did not raise on purpose tells nothing of our insides."""
+    match error:
+        case RequestRefused():
+            return Failure(error.status, error.code, str(error), error.param, error.retry_after)
+        case PipelineLost():
+            return Failure(503, "node_lost", str(error), retry_after=NODE_LOST_RETRY_SECONDS)
+        case NotFound():
+            return Failure(404, "not_found", str(error))
+        case Temporary():
+            return Failure(503, "unavailable", str(error), retry_after=NODE_LOST_RETRY_SECONDS)
+        case MeshError():
+            return Failure(500, "internal_error", str(error))
+        case RequestValidationError():
+            return _invalid(error)
+        case HTTPException():
+            code = _CODES.get(
+                error.status_code, HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+            )
+            return Failure(error.status_code, code, str(error.detail))
+        case _:
+            return Failure(
+                500, "internal_error", "internal error; the coordinator's log has it under this x-request-id"
+            )
+
+
+async def respond(request: Request, error: Exception) -> JSONResponse:
+    """The one exception handler of the app."""
+    failure = describe(error)
+    given = error.headers if isinstance(error, HTTPException) else None  # "Allow" of a 405
+    headers = {**(given or {}), **failure.headers()}
+    # Middleware adds this to every response but a 500, which is sent from outside of it.
+    headers["x-request-id"] = request.state.request_id
+    logger.log(
+        logging.WARNING if failure.status >= 500 else logging.INFO,
+        "request refused",
+        extra={"request_id": request.state.request_id, "status": failure.status, "code": failure.code},
+    )
+    return JSONResponse(failure.body(), status_code=failure.status, headers=headers)
+
+
+def _invalid(error: RequestValidationError) -> Failure:
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return Failure(
+            400, "invalid_json", f"the body is not JSON: {first['ctx']['error']} at byte {first['loc'][-1]}"
+        )
+    param = param_name(first["loc"][1:])  # without "body"
+    if not param:
+        return Failure(
+            400, "invalid_json", "expected a JSON object and the header Content-Type: application/json"
+        )
+    return Failure(400, "invalid_value", f"{param}: {first['msg']}", param)
+
+
+def param_name(path: Sequence[str | int]) -> str | None:
+    """``("messages", 0, "role")`` -> ``"messages[0].role"``."""
+    name = ""
+    for part in path:
+        name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else part
+    return name or None

@@ -1,0 +1,323 @@
+"""The ``mesh-coordinator`` command. Parses, builds a config, hands over; heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coordinator.membership import LEASE_SECONDS
+from mesh import __version__
+from mesh.cli.run_cli import run_app
+
+if TYPE_CHECKING:
+    from coordinator.data_directory import Listening
+    from mesh.token import JoinToken
+
+app = typer.Typer(
+    name="mesh-coordinator",
+    help="Bring nodes together: offer layers, find routes, answer clients.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+token = typer.Typer(help="Let nodes in, or no longer.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(token, name="token")
+
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="MESH_COORDINATOR_DATA",
+        help="Where tokens, nodes and the audit trail are kept; one coordinator each.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        typer.echo(f"mesh-coordinator {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def up(
+    release: Annotated[
+        Path, typer.Option(envvar="MESH_RELEASE", help="The release to serve, as `mesh pack` wrote it.")
+    ],
+    trust: Annotated[
+        Path | None,
+        typer.Option(envvar="MESH_TRUST", help="Publisher's public key. Default: every key you keep."),
+    ] = None,
+    listen: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_COORDINATOR_LISTEN",
+            help="HOST:PORT of the OpenAI-compatible API; port 0 is any free one.",
+        ),
+    ] = "127.0.0.1:8080",
+    grpc: Annotated[
+        str, typer.Option(envvar="MESH_COORDINATOR_GRPC", help="HOST:PORT for nodes and seeders.")
+    ] = "127.0.0.1:7443",
+    advertise: Annotated[
+        str | None,
+        typer.Option(
+            envvar="MESH_COORDINATOR_ADVERTISE",
+            help="Host that nodes shall dial, where --grpc is on every address.",
+        ),
+    ] = None,
+    data: Data = None,
+    lease: Annotated[
+        float,
+        typer.Option(
+            envvar="MESH_COORDINATOR_LEASE", help="Seconds after which a silent node counts as lost."
+        ),
+    ] = LEASE_SECONDS,
+    no_token: Annotated[
+        bool, typer.Option("--no-token", help="Make no join token; those made before stay valid.")
+    ] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow addresses beyond this machine, unencrypted.")
+    ] = False,
+    json_events: Json = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more, and tracebacks.")] = False,
+) -> int:
+    """Serve a release: verify it, then wait for nodes and answer clients until Ctrl-C."""
+    import logging
+
+    from coordinator.config import CoordinatorConfig
+    from mesh.log import configure
+    from mesh.wire.channel import parse_endpoint
+
+    configure(verbose=verbose, level=logging.INFO)
+    config = CoordinatorConfig(
+        release=release,
+        trust_file=trust,
+        http=_numeric(parse_endpoint(listen, what="--listen")),
+        grpc=_numeric(parse_endpoint(grpc, what="--grpc")),
+        advertise=advertise,
+        data=_directory(data),
+        lease_seconds=lease,
+        make_token=not no_token,
+        insecure=insecure,
+    )
+    if insecure:
+        typer.echo(
+            "WARNING: --insecure: whoever can reach these addresses can use the mesh, and read and change what it says",
+            err=True,
+        )
+    from coordinator.daemon import run
+
+    return run(config, _print_events if json_events else _print_listening)
+
+
+@token.command()
+def create(
+    label: Annotated[str, typer.Option(help="Whom it is for; shown by `token list`.")] = "",
+    ttl: Annotated[
+        str | None,
+        typer.Option(help="How long it lets nodes in, e.g. 24h or 30d. Default: until it is revoked."),
+    ] = None,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Make a join token and print the line that a volunteer pastes. It cannot be shown again."""
+    import asyncio
+    import json
+
+    from coordinator.data_directory import read_listening
+    from coordinator.join_tokens import create_token
+    from coordinator.state import open_state
+    from mesh.clock import SystemClock
+
+    directory, now = _directory(data), SystemClock().wall()
+    listening = read_listening(directory)
+    expires = None if ttl is None else now + _seconds(ttl)
+
+    async def make() -> JoinToken:
+        async with open_state(directory) as state:
+            return await create_token(state, bytes.fromhex(listening.trust_digest), label, now, expires)
+
+    made = asyncio.run(make())
+    if as_json:
+        value = {
+            "schema": "mesh.token/1",
+            "token": made.encode(),
+            "join": listening.join_line(made),
+            "expires": expires,
+        }
+        typer.echo(json.dumps(value))
+    else:
+        typer.echo(listening.join_line(made))
+
+
+@token.command("list")
+def list_(data: Data = None, as_json: Json = False) -> None:
+    """List join tokens: what they are called and whether they are valid; never their secrets."""
+    import asyncio
+    import json
+
+    from coordinator.join_tokens import TokenRecord
+    from coordinator.state import open_state
+    from mesh.clock import SystemClock
+
+    directory, now = _existing(data), SystemClock().wall()
+
+    async def read() -> list[TokenRecord]:
+        async with open_state(directory) as state:
+            return await state.tokens()
+
+    found = asyncio.run(read())
+    if as_json:
+        rows = [
+            {
+                "id": record.token_id,
+                "status": record.status(now),
+                "label": record.label,
+                "created": record.created,
+                "expires": record.expires,
+            }
+            for record in found
+        ]
+        typer.echo(json.dumps({"schema": "mesh.tokens/1", "tokens": rows}))
+        return
+    for record in found:
+        expires = "never expires" if record.expires is None else f"expires {_when(record.expires)}"
+        line = f"{record.token_id}  {record.status(now):<8}  created {_when(record.created)}, {expires}  {record.label}"
+        typer.echo(line.rstrip())
+
+
+@token.command()
+def revoke(
+    token_id: Annotated[str, typer.Argument(help="Id from `token list`, or its beginning.")],
+    data: Data = None,
+) -> None:
+    """Let nobody in with a token any more. Nodes that have joined stay while they renew their leases."""
+    import asyncio
+
+    from coordinator.join_tokens import TokenRecord
+    from coordinator.state import open_state
+    from mesh.clock import SystemClock
+
+    directory = _existing(data)
+
+    async def write() -> TokenRecord:
+        async with open_state(directory) as state:
+            return await state.revoke_token(token_id, SystemClock().wall())
+
+    typer.echo(f"revoked {asyncio.run(write()).token_id}", err=True)
+
+
+@app.command()
+def nodes(data: Data = None, as_json: Json = False) -> None:
+    """List the nodes that were ever here and what became of each; read from the data directory, so it works while
+    no coordinator runs, too."""
+    import asyncio
+    import json
+
+    from coordinator.state import NodeRecord, open_state
+
+    directory = _existing(data)
+
+    async def read() -> list[NodeRecord]:
+        async with open_state(directory) as state:
+            return await state.nodes()
+
+    found = asyncio.run(read())
+    if as_json:
+        rows = [
+            {
+                "node_id": node.node_id,
+                "name": node.name,
+                "state": node.state,
+                "layers": str(node.layers),
+                "first_seen": node.first_seen,
+                "last_seen": node.last_seen,
+            }
+            for node in found
+        ]
+        typer.echo(json.dumps({"schema": "mesh.nodes/1", "nodes": rows}))
+        return
+    for node in found:
+        typer.echo(
+            f"{node.name:<16}  {node.state:<8}  layers {node.layers!s:<9}  "
+            f"last seen {_when(node.last_seen)}  {node.node_id}"
+        )
+
+
+def _print_listening(listening: Listening, token: JoinToken | None) -> None:
+    lines = [
+        f"serving {listening.model}, release {listening.release[:16]}",
+        f"  clients  http://{listening.http}/v1",
+    ]
+    if token is None:
+        lines.append(f"  nodes    {listening.grpc} (mesh-coordinator token create prints a join line)")
+    else:
+        lines += [
+            f"  nodes    {listening.join_line(token)}",
+            f"  seeders  mesh seed DIR --coordinator {listening.grpc} --token {token.encode()}",
+        ]
+    typer.echo("\n".join(lines))
+
+
+def _print_events(listening: Listening, token: JoinToken | None) -> None:
+    import json
+
+    event = {
+        "event": "listening",
+        "http": listening.http,
+        "grpc": listening.grpc,
+        "token": token.encode() if token is not None else None,
+        "release": listening.release,
+        "model": listening.model,
+    }
+    typer.echo(json.dumps(event))
+
+
+def _directory(data: Path | None) -> Path:
+    from mesh.dirs import data_dir
+
+    return data if data is not None else data_dir() / "coordinator"
+
+
+def _existing(data: Path | None) -> Path:
+    """The data directory of a coordinator that has run; a question must not make one."""
+    from coordinator.data_directory import read_listening
+
+    directory = _directory(data)
+    read_listening(directory)
+    return directory
+
+
+def _numeric(endpoint: tuple[str, int]) -> tuple[str, int]:
+    """``localhost`` may be two addresses, and port 0 must be one port."""
+    return ("127.0.0.1" if endpoint[0] == "localhost" else endpoint[0], endpoint[1])
+
+
+def _seconds(text: str) -> float:
+    """``"24h"`` -> 86400. Raises UsageError."""
+    from mesh.errors import UsageError
+
+    match = re.fullmatch(r"(\d{1,9})([smhd])", text)
+    if match is None or int(match[1]) == 0:
+        raise UsageError(f"--ttl {text!r}: expected a number and a unit, for example 30m, 24h or 30d")
+    return int(match[1]) * _UNIT_SECONDS[match[2]]
+
+
+def _when(seconds: float) -> str:
+    from datetime import datetime
+
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_app(app, argv, prog="mesh-coordinator")

@@ -1,0 +1,47 @@
+"""What an operator chose, checked once at the door. Flags > ``MESH_*`` environment > defaults (resolved by the CLI)."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from coordinator.topology import Endpoint
+from mesh.errors import UsageError
+from mesh.wire.channel import require_loopback
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorConfig:
+    release: Path  # directory that `mesh pack` wrote
+    trust_file: Path | None  # None: every public key the operator keeps
+    http: Endpoint  # OpenAI-compatible API; port 0 is any free one
+    grpc: Endpoint  # for nodes and seeders
+    advertise: str | None  # host that the join line names, where --grpc listens on every interface
+    data: Path
+    lease_seconds: float
+    make_token: bool
+    insecure: bool
+
+    def __post_init__(self) -> None:
+        require_loopback(self.http[0], what="--listen", insecure=self.insecure)
+        require_loopback(self.grpc[0], what="--grpc", insecure=self.insecure)
+        if is_wildcard(self.grpc[0]) and self.advertise is None:
+            raise UsageError(
+                f"--grpc {self.grpc[0]} listens on every address: say with --advertise HOST which one nodes shall dial"
+            )
+        if not 0.5 <= self.lease_seconds <= 3600:
+            raise UsageError(f"--lease {self.lease_seconds:g}: expected 0.5 to 3600 seconds")
+
+    def reachable(self, endpoint: Endpoint) -> Endpoint:
+        """The address to tell others for one that we listen on."""
+        host, port = endpoint
+        return (self.advertise or "127.0.0.1" if is_wildcard(host) else host, port)
+
+
+def is_wildcard(host: str) -> bool:
+    """Whether listening there means listening on every interface."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False

@@ -1,0 +1,244 @@
+"""The Coordinator service: convert in, decide, convert out.
+
+Every field of a request is bounded before it becomes a value. Decisions are ``placement``'s and ``membership``'s; a
+refusal is a MeshError, sent as a status that the other side turns back into the same error.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+import grpc.aio
+
+from coordinator.config import is_wildcard
+from coordinator.join_tokens import admit
+from coordinator.journal import Journal
+from coordinator.membership import Applicant, Membership
+from coordinator.placement import Capacity, propose
+from coordinator.state import StateStore
+from coordinator.topology import Endpoint, NodeState, Report
+from mesh import __version__
+from mesh.architecture import LlamaConfig
+from mesh.clock import Clock
+from mesh.errors import MeshError, NotFound, UsageError
+from mesh.layers import LayerRange
+from mesh.wire import common_pb2, coordinator_pb2, coordinator_pb2_grpc
+from mesh.wire.channel import parse_endpoint
+from mesh.wire.protocol import VERSION
+from mesh.wire.status import status_of
+
+logger = logging.getLogger(__name__)
+
+MAX_ID_CHARS = 100
+MAX_NAME_CHARS = 64
+MAX_HOST_CHARS = 253  # of a DNS name
+MAX_COUNT = 2**63 - 1  # fits every integer of whoever reads it later
+
+Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
+
+
+@dataclass(frozen=True, slots=True)
+class OfferedRelease:
+    """What a newcomer is given to check, byte for byte as it was published."""
+
+    release_id: str
+    config: LlamaConfig
+    trust_root: bytes
+    envelope: bytes
+    torrent: bytes
+
+
+def refusing(method: Method) -> Method:
+    """A MeshError raised by the method ends the call with the status that stands for it."""
+
+    @functools.wraps(method)
+    async def answer(self: Any, request: Any, context: Any) -> Any:
+        try:
+            return await method(self, request, context)
+        except MeshError as exc:
+            logger.info("refused", extra={"call": method.__name__, "reason": str(exc)})
+            await context.abort(*status_of(exc))
+
+    return answer  # type: ignore[return-value]
+
+
+class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
+    def __init__(
+        self, release: OfferedRelease, membership: Membership, state: StateStore, clock: Clock
+    ) -> None:
+        self._release, self._membership, self._state, self._clock = release, membership, state, clock
+        self._journal = Journal(state, clock)
+
+    @refusing
+    async def RequestOffer(  # noqa: N802 - the proto's name
+        self, request: coordinator_pb2.OfferRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> coordinator_pb2.Offer:
+        _check_protocol(request.protocol, request.version)
+        await self._authorize(request.token_secret)
+        applicant, capacity = _applicant(request), _capacity(request)
+        now = self._clock.monotonic()
+        reserved = self._membership.reserved(now, excluding=applicant.node_id)
+        layers = propose(self._release.config, reserved, capacity)
+        self._membership.offer(applicant, layers, now)
+        logger.info("layers offered", extra={"node": applicant.name, "layers": str(layers)})
+        return coordinator_pb2.Offer(
+            release_id=self._release.release_id,
+            trust_root=self._release.trust_root,
+            manifest=self._release.envelope,
+            torrent=self._release.torrent,
+            layers=common_pb2.LayerRange(start=layers.start, stop=layers.stop),
+            peers=_wire_peers(self._membership.peers(now, excluding=applicant.node_id)),
+        )
+
+    @refusing
+    async def AcceptOffer(  # noqa: N802
+        self, request: coordinator_pb2.Acceptance, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> coordinator_pb2.Lease:
+        self._check_release(request.release_id)
+        now = self._clock.monotonic()
+        changes = self._membership.accept(
+            _node_id(request.node_id), request.incarnation, _layers(request.layers), request.memory_bytes, now
+        )
+        await self._journal.write(changes)
+        return self._lease(request.node_id, now)
+
+    @refusing
+    async def Heartbeat(  # noqa: N802
+        self, request: coordinator_pb2.HeartbeatRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> coordinator_pb2.Lease:
+        now = self._clock.monotonic()
+        report = _report(request, context.peer())
+        changes = self._membership.heartbeat(_node_id(request.node_id), request.incarnation, report, now)
+        await self._journal.write(changes)
+        return self._lease(request.node_id, now)
+
+    @refusing
+    async def Leave(  # noqa: N802
+        self, request: coordinator_pb2.LeaveRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> coordinator_pb2.LeaveReply:
+        now = self._clock.monotonic()
+        changes = self._membership.leave(_node_id(request.node_id), request.incarnation, now)
+        await self._journal.write(changes)
+        return coordinator_pb2.LeaveReply()
+
+    @refusing
+    async def Announce(  # noqa: N802
+        self, request: coordinator_pb2.AnnounceRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> coordinator_pb2.AnnounceReply:
+        _check_protocol(request.protocol, "")
+        await self._authorize(request.token_secret)
+        self._check_release(request.release_id)
+        peer_id = _text("peer_id", request.peer_id, MAX_ID_CHARS)
+        endpoint = _endpoint("swarm", request.swarm, context.peer())
+        now = self._clock.monotonic()
+        self._membership.announce(peer_id, endpoint, now)
+        return coordinator_pb2.AnnounceReply(
+            seconds=self._membership.lease_seconds,
+            peers=_wire_peers(self._membership.peers(now, excluding=peer_id)),
+        )
+
+    async def _authorize(self, secret: bytes) -> None:
+        admit(await self._state.tokens(), secret, self._clock.wall())
+
+    def _check_release(self, release_id: str) -> None:
+        if release_id != self._release.release_id:
+            raise NotFound(
+                f"release {release_id[:16]!r} is not served here; this coordinator serves {self._release.release_id[:16]}"
+            )
+
+    def _lease(self, node_id: str, now: float) -> coordinator_pb2.Lease:
+        return coordinator_pb2.Lease(
+            seconds=self._membership.lease_seconds,
+            peers=_wire_peers(self._membership.peers(now, excluding=node_id)),
+        )
+
+
+# -- messages to values; whatever is out of bounds is a UsageError
+
+
+def _check_protocol(protocol: int, version: str) -> None:
+    if protocol != VERSION:
+        theirs = f" (llama-mesh {version[:20]})" if version.isprintable() and version else ""
+        raise UsageError(
+            f"you speak protocol {protocol}{theirs}, this coordinator speaks {VERSION} (llama-mesh {__version__}); "
+            "install the same version on both"
+        )
+
+
+def _applicant(request: coordinator_pb2.OfferRequest) -> Applicant:
+    if not request.incarnation:
+        raise UsageError("incarnation is 0, which means unset; expected a random number per process")
+    return Applicant(
+        node_id=_node_id(request.node_id),
+        name=_text("name", request.name, MAX_NAME_CHARS),
+        incarnation=request.incarnation,
+        kernel_id=_text("kernel_id", request.kernel_id, MAX_ID_CHARS),
+        version=_text("version", request.version, MAX_ID_CHARS),
+        layers=_layers(request.capacity.layers) if request.capacity.HasField("layers") else None,
+    )
+
+
+def _capacity(request: coordinator_pb2.OfferRequest) -> Capacity:
+    capacity = request.capacity
+    layers = _layers(capacity.layers) if capacity.HasField("layers") else None
+    if not 1 <= request.kv_tokens <= 1 << 30:
+        raise UsageError(f"kv_tokens {request.kv_tokens}: expected 1 to {1 << 30}")
+    return Capacity(min(capacity.memory_bytes, MAX_COUNT), request.kv_tokens, layers)
+
+
+def _report(request: coordinator_pb2.HeartbeatRequest, peer: str) -> Report:
+    return Report(
+        state=_state(request.state),
+        progress=min(max(request.progress, 0.0), 1.0) if math.isfinite(request.progress) else 0.0,
+        stage=_endpoint("stage", request.stage, peer) if request.HasField("stage") else None,
+        swarm=_endpoint("swarm", request.swarm, peer) if request.HasField("swarm") else None,
+        kv_tokens_free=request.kv_tokens_free,
+        sessions=request.sessions,
+        steps_computed=min(request.steps_computed, MAX_COUNT),
+        fetched_bytes=min(request.fetched_bytes, MAX_COUNT),
+        redundant_bytes=min(request.redundant_bytes, MAX_COUNT),
+    )
+
+
+def _state(number: int) -> NodeState:
+    try:
+        return NodeState(coordinator_pb2.NodeState.Name(number).lower())
+    except ValueError as exc:
+        raise UsageError(f"node state {number} is none of {', '.join(NodeState)}") from exc
+
+
+def _layers(message: common_pb2.LayerRange) -> LayerRange:
+    return LayerRange(message.start, message.stop)
+
+
+def _node_id(value: str) -> str:
+    return _text("node_id", value, MAX_ID_CHARS)
+
+
+def _text(what: str, value: str, max_chars: int) -> str:
+    if not value or len(value) > max_chars or not value.isprintable():
+        raise UsageError(f"{what} {value[:80]!r}: expected 1 to {max_chars} printable characters")
+    return value
+
+
+def _endpoint(what: str, message: common_pb2.Endpoint, peer: str) -> Endpoint:
+    """Where others can dial. Who listens on every interface is dialled at the address it called from."""
+    host = _text(f"{what} host", message.host, MAX_HOST_CHARS)
+    if not 1 <= message.port <= 65535:
+        raise UsageError(f"{what} port {message.port}: expected 1 to 65535")
+    return (_peer_host(peer) if is_wildcard(host) else host, message.port)
+
+
+def _peer_host(peer: str) -> str:
+    """``ipv4:10.0.0.2:51234`` or ``ipv6:%5B::1%5D:51234``, as gRPC names who is calling."""
+    return parse_endpoint(unquote(peer.partition(":")[2]), what="peer")[0]
+
+
+def _wire_peers(peers: Iterable[Endpoint]) -> list[common_pb2.Endpoint]:
+    return [common_pb2.Endpoint(host=host, port=port) for host, port in peers]

@@ -1,0 +1,47 @@
+"""The tables. A change here needs a migration beside it; a test compares the two.
+
+Times are seconds since the Unix epoch, UTC: they mean the same in every database and every zone.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Double, Integer, LargeBinary, String, Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class JoinTokenRow(Base):
+    __tablename__ = "join_tokens"
+
+    digest: Mapped[bytes] = mapped_column(
+        LargeBinary(32), primary_key=True
+    )  # SHA-256 of the secret, never the secret
+    label: Mapped[str] = mapped_column(String(200))
+    created: Mapped[float] = mapped_column(Double)
+    expires: Mapped[float | None] = mapped_column(Double)
+    revoked: Mapped[float | None] = mapped_column(Double)
+
+
+class NodeRow(Base):
+    __tablename__ = "nodes"
+
+    node_id: Mapped[str] = mapped_column(String(100), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(20))  # the last change: joined, ready, draining, left, lost
+    layers: Mapped[str] = mapped_column(String(20))  # "10:20"
+    first_seen: Mapped[float] = mapped_column(Double)
+    last_seen: Mapped[float] = mapped_column(Double)
+
+
+class AuditRow(Base):
+    __tablename__ = "audit"
+
+    # SQLite counts only INTEGER keys up by itself.
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    time: Mapped[float] = mapped_column(Double, index=True)
+    event: Mapped[str] = mapped_column(String(40))
+    subject: Mapped[str] = mapped_column(String(100))  # a node id or a token id
+    detail: Mapped[str] = mapped_column(Text)

@@ -1,0 +1,43 @@
+"""The seam between text and transport: token ids in, token ids out.
+
+``generation.py`` speaks it from above, ``pipeline.py`` implements it over real links, tests over a script.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from coordinator.routing import Route
+from mesh.errors import Temporary
+from mesh.model.sampling import SamplingParams
+
+
+class PipelineLost(Temporary):
+    """A stage was lost in the middle of an answer; tokens already given stay valid."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """One sequence to continue."""
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    max_new_tokens: int
+    sampling: SamplingParams
+
+
+class TokenSession(Protocol):
+    @property
+    def route(self) -> Route: ...
+
+    def tokens(self) -> AsyncIterator[int]:
+        """Sampled ids, at most ``max_new_tokens``, end tokens included: the caller decides when to stop."""
+
+
+class TokenPipeline(Protocol):
+    def session(self, request: TokenRequest) -> AbstractAsyncContextManager[TokenSession]:
+        """Entering finds a route and opens every stage (KV cache reserved) or raises RequestRefused (503 with
+        ``mesh_incomplete`` or ``no_capacity``); leaving closes every stage. Raises PipelineLost mid-stream."""
