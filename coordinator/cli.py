@@ -90,7 +90,7 @@ def up(
     ] = False,
     json_events: Json = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more, and tracebacks.")] = False,
-) -> int:
+) -> int | None:
     """Serve a release: verify it, then wait for nodes and answer clients until Ctrl-C."""
     import logging
 
@@ -319,5 +319,5 @@ def _when(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int | None:
     return run_app(app, argv, prog="mesh-coordinator")

@@ -7,15 +7,12 @@ state.db         join tokens, nodes, audit trail (``coordinator.state``)
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mesh import strict_json
-from mesh.errors import MeshError, NotFound, UsageError
+from mesh.errors import MeshError, NotFound
 from mesh.token import DIGEST_BYTES, JoinToken
 
 _LISTENING = "listening.json"
@@ -35,23 +32,6 @@ class Listening:
     def join_line(self, token: JoinToken) -> str:
         """What a volunteer pastes."""
         return f"mesh-node join {self.grpc} --token {token.encode()}"
-
-
-@contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Make and hold the directory. Raises UsageError if another coordinator holds it."""
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise UsageError(
-                f"{directory} is in use by another mesh-coordinator; stop it, or give this one its own --data DIR"
-            ) from exc
-        yield
-    finally:
-        os.close(lock)
 
 
 def write_listening(directory: Path, listening: Listening) -> None:

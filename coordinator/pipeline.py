@@ -139,7 +139,7 @@ class _Session:
         except TimeoutError as exc:
             raise PipelineLost(f"no token for {TOKEN_TIMEOUT_SECONDS:g} s on route {self.route}") from exc
         if isinstance(event, stage_pb2.SessionFailed):
-            raise PipelineLost(f"a stage was lost: {event.message}")
+            raise PipelineLost(f"the answer broke off: {event.message}")
         return event
 
 
@@ -151,6 +151,7 @@ class _NodeLink:
         self._on_closed = on_closed
         self._sessions: dict[str, _Session] = {}
         self._link: Link | None = None
+        self._reason = f"{stage.name} was lost"  # why the link ended, unless we learn better
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._run(), name=f"link {stage.name}")
 
@@ -172,12 +173,12 @@ class _NodeLink:
         assert self._link is not None
         await self._link.send_steps(steps)
 
-    async def close(self) -> None:
+    async def close(self, reason: str) -> None:
+        self._reason = reason
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
-        reason = "the link ended"
         try:
             async with open_channel(format_endpoint(self.stage.host, self.stage.port)) as channel:
                 link = Link(stage_pb2_grpc.StageStub(channel).Link(), self.stage.name)
@@ -192,18 +193,18 @@ class _NodeLink:
                 self._ready.set_result(None)
                 await link.run(self._on_frame)
         except MeshError as exc:
-            reason = str(exc)
+            self._reason = f"{self.stage.name}: {exc}"
         finally:
             self._on_closed(self)
             if not self._ready.done():
-                self._ready.set_exception(LinkClosed(reason))
+                self._ready.set_exception(LinkClosed(self._reason))
                 self._ready.exception()  # seen here too: nobody may be waiting
             for session in list(self._sessions.values()):
                 session.on_event(
                     stage_pb2.SessionFailed(
                         session=session.id,
                         reason=stage_pb2.SessionFailed.PEER_LOST,
-                        message=f"{self.stage.name}: {reason}",
+                        message=self._reason,
                         node_id=self.stage.node_id,
                     )
                 )
@@ -255,8 +256,9 @@ class Pipeline:
             session.close()
             logger.info("session closed", extra=extra)
 
-    async def close(self) -> None:
-        await asyncio.gather(*(link.close() for link in list(self._links.values())))
+    async def close(self, reason: str = "the coordinator is stopping") -> None:
+        """End every session with that reason, and every link."""
+        await asyncio.gather(*(link.close(reason) for link in list(self._links.values())))
 
     def _link_to(self, stage: RouteStage) -> _NodeLink:
         link = self._links.get(stage)

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mesh.model.chat_template import ChatTemplate
-from mesh.model.tokenizer import Tokenizer
-
 import mesh
 from coordinator.token_pipeline import TokenPipeline
 from mesh.layers import LayerRange
+from mesh.model.chat_template import ChatTemplate
+from mesh.model.tokenizer import Tokenizer
 from mesh.weights.manifest import Manifest
 
 

@@ -97,7 +97,7 @@ def join(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Log what happens, and tracebacks.")
     ] = False,
-) -> int:
+) -> int | None:
     """Join a mesh: see the plan, fetch and verify the shards of some layers, serve them until Ctrl-C."""
     from mesh.dirs import data_dir
     from mesh.layers import LayerRange

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import os
-import signal
 import sys
 
+from mesh.locking import locked_directory
+from mesh.stopping import run_until_signal
 from mesh.swarm.session import SwarmSession, SwarmSettings
 from mesh.weights.store import ShardStore
 from mesh.wire.channel import open_channel, require_loopback
@@ -17,10 +15,8 @@ from node.config import NodeConfig
 from node.joining import NodeParts, join, new_incarnation
 from node.reporting import ConsoleReporter, JsonReporter
 
-logger = logging.getLogger(__name__)
 
-
-def run(config: NodeConfig) -> int:
+def run(config: NodeConfig) -> int | None:
     """Join and serve until SIGTERM or SIGINT; returns 128 + the signal's number. Raises MeshError."""
     require_loopback(config.listen[0], what="--listen", insecure=config.insecure)
     require_loopback(config.swarm_listen[0], what="--swarm-listen", insecure=config.insecure)
@@ -28,30 +24,8 @@ def run(config: NodeConfig) -> int:
         sys.stderr.write(
             "WARNING: --insecure: whoever can reach this node can read and change what it computes\n"
         )
-    with identity.locked_data_directory(config.data):
-        return asyncio.run(_until_signal(config))
-
-
-async def _until_signal(config: NodeConfig) -> int:
-    loop = asyncio.get_running_loop()
-    story = asyncio.create_task(_tell(config), name="join")
-    received: list[int] = []
-
-    def on_signal(number: int) -> None:
-        if received:
-            os._exit(128 + number)  # asked twice: now means now
-        received.append(number)
-        logger.info("leaving", extra={"signal": signal.Signals(number).name})
-        story.cancel()  # every `async with` of the story puts its part back in order
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number)
-    try:
-        await story
-    except asyncio.CancelledError:
-        if not received:
-            raise
-    return 128 + received[0]
+    with locked_directory(config.data, "mesh-node"):
+        return run_until_signal(_tell(config))
 
 
 async def _tell(config: NodeConfig) -> None:

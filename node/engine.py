@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from mesh.errors import MeshError
+from mesh.errors import MeshError, Unhealthy
 from mesh.model.kv_cache import KvCache
 from mesh.model.llama import StageStep
 from mesh.model.sampling import SamplingParams, sample
@@ -153,5 +153,8 @@ class Engine:
             return Done(work)
         logits = output.to("cpu", torch.float32).numpy()
         position = work.position + work.num_tokens
-        token_id = sample(logits, work.sampling, position)
+        try:
+            token_id = sample(logits, work.sampling, position)
+        except Unhealthy as exc:  # this session's logits overflowed; the others of the batch are sound
+            return Done(work, error=EngineFailure(f"engine: {exc}"))
         return Done(work, sampled=Sampled(token_id, position, logits if work.return_logits else None))

@@ -27,7 +27,7 @@ def demo(
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 64,
     nodes: Annotated[int, typer.Option(min=1, max=26, help="How many nodes share the layers.")] = 3,
     kv_tokens: Annotated[int, typer.Option(min=16, help="Tokens of KV cache per node.")] = 2048,
-) -> int:
+) -> int | None:
     """Pack, sign and seed a model, run it across separate processes, and check the answer against one process."""
     from mesh.demo.demo_model import LICENSE_ID
     from mesh.demo.story import DemoOptions, run_demo

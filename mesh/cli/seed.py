@@ -35,7 +35,7 @@ def seed(
         typer.Option("--insecure", help="Allow addresses that strangers can reach; nothing is encrypted."),
     ] = False,
     json_events: Annotated[bool, typer.Option("--json", help="One JSON object per event on stdout.")] = False,
-) -> int:
+) -> int | None:
     """Check a release's signature and every byte of it, then upload it to whoever asks."""
     from mesh.cli.seeding import Announcing, run_seeder
     from mesh.errors import UsageError

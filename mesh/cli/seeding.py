@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 from dataclasses import dataclass
 
 import typer
 
 from mesh.cli.announcing import address_towards, announcement, keep_announced
 from mesh.sizes import format_size
+from mesh.stopping import run_until_signal
 from mesh.swarm.fetching import seed
 from mesh.swarm.session import SwarmSession, SwarmSettings
 from mesh.swarm.torrent import Peer, SwarmTorrent
@@ -31,29 +31,9 @@ class Announcing:
 
 def run_seeder(
     release: Release, settings: SwarmSettings, announcing: Announcing | None, *, json_events: bool
-) -> int:
+) -> int | None:
     """Returns 128 plus the number of the signal that ended it. Raises MeshError."""
-    return asyncio.run(_until_signal(release, settings, announcing, json_events))
-
-
-async def _until_signal(
-    release: Release, settings: SwarmSettings, announcing: Announcing | None, json_events: bool
-) -> int:
-    story = asyncio.create_task(_seed(release, settings, announcing, json_events))
-    received: list[int] = []
-
-    def on_signal(number: int) -> None:
-        received.append(number)
-        story.cancel()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
-    try:
-        await story
-    except asyncio.CancelledError:
-        if not received:
-            raise
-    return 128 + received[0]
+    return run_until_signal(_seed(release, settings, announcing, json_events))
 
 
 async def _seed(

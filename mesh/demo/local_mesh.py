@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mesh.demo.processes import Child, Event, children, command
-from mesh.demo.splitting import memory_per_node
+from mesh.demo.splitting import Share, shares
 from mesh.weights.manifest import Manifest
 
 START_SECONDS = 120.0  # generous: a cold disk and an old laptop
@@ -43,10 +43,9 @@ async def local_mesh(
 ) -> AsyncIterator[LocalMesh]:
     """Start everything, yield once every layer is served, stop everything.
 
-    Each node gets just the memory with which ``num_nodes`` equal ones hold the model, so that none could do it alone.
-    Raises MeshError with the last words of whichever process did not make it.
+    Each node gets just enough memory for its share, so that none could do it alone. Raises MeshError with the last
+    words of whichever process did not make it.
     """
-    memory = memory_per_node(manifest.config, num_nodes, kv_tokens)
     logs = scratch / "logs"
     logs.mkdir(parents=True)
     async with children(logs, on_event) as start:
@@ -55,15 +54,10 @@ async def local_mesh(
         grpc, token = listening["grpc"], listening["token"]
         seeder = await start("seeder", seeder_command(release, trust, grpc, token))
         nodes = []
-        for index in range(num_nodes):
+        for index, share in enumerate(shares(manifest.config, num_nodes, kv_tokens)):
             name = f"node-{chr(ord('a') + index)}"
             nodes.append(
-                await start(
-                    name,
-                    node_command(
-                        grpc, token, name, scratch / name, manifest, memory=memory, kv_tokens=kv_tokens
-                    ),
-                )
+                await start(name, node_command(grpc, token, name, scratch / name, manifest, share, kv_tokens))
             )
             # One after the other, so that the names follow the layers; fetching and loading overlap.
             await nodes[-1].event("reserved", within_seconds=START_SECONDS)
@@ -87,11 +81,12 @@ def seeder_command(release: Path, trust: Path, grpc: str, token: str) -> list[st
 
 
 def node_command(
-    grpc: str, token: str, name: str, data: Path, manifest: Manifest, *, memory: int, kv_tokens: int
+    grpc: str, token: str, name: str, data: Path, manifest: Manifest, share: Share, kv_tokens: int
 ) -> list[str]:
     return [
         command("mesh-node"), "join", grpc, "--token", token, "--yes", "--json", "--name", name,
-        "--data", str(data), "--memory", str(memory), "--kv-tokens", str(kv_tokens), "--device", "cpu",
+        "--data", str(data), "--memory", str(share.memory_bytes), "--kv-tokens", str(kv_tokens), "--device", "cpu",
         # Several nodes share this machine's cores: more threads than that only wait for each other.
         "--threads", "1", "--accept-license", manifest.license.id,
+        *(["--layers", str(share.layers)] if share.layers is not None else []),
     ]  # fmt: skip

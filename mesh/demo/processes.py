@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mesh.errors import MeshError
+from mesh.stopping import undisturbed
 
 _STOP_SECONDS = 8.0  # for a polite end; then the process is killed
 
@@ -109,9 +110,9 @@ async def children(
     logs: Path, on_event: Callable[[str, Event], None]
 ) -> AsyncIterator[Callable[[str, Sequence[str]], Any]]:
     """Yields ``start(name, argv)``; on leaving, however that happens, every child is stopped, last started first."""
-    started: list[Child] = []
+    spawned: list[asyncio.Task[Child]] = []
 
-    async def start(name: str, argv: Sequence[str]) -> Child:
+    async def spawn(name: str, argv: Sequence[str]) -> Child:
         log = logs / f"{name}.log"
         with log.open("wb") as stderr:
             process = await asyncio.create_subprocess_exec(
@@ -119,17 +120,25 @@ async def children(
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=stderr,
-                # Ctrl-C reaches the demo alone; it ends its children in order.
+                # Ctrl-C reaches the parent alone; it ends its children in order.
                 start_new_session=True,
             )
-        child = Child(name, process, log, on_event)
-        started.append(child)
-        return child
+        return Child(name, process, log, on_event)
+
+    async def start(name: str, argv: Sequence[str]) -> Child:
+        # Shielded and remembered: cancelled between fork and return, the process would be nobody's.
+        spawned.append(asyncio.create_task(spawn(name, argv)))
+        return await asyncio.shield(spawned[-1])
 
     try:
         yield start
     finally:
-        await asyncio.shield(asyncio.gather(*(child.stop() for child in reversed(started))))
+        await undisturbed(_stop_all(spawned))
+
+
+async def _stop_all(spawned: Sequence[asyncio.Task[Child]]) -> None:
+    started = await asyncio.gather(*spawned, return_exceptions=True)
+    await asyncio.gather(*(child.stop() for child in reversed(started) if isinstance(child, Child)))
 
 
 def command(name: str) -> str:

@@ -7,7 +7,6 @@ a single process gives. Everything lives in one scratch directory that is gone a
 
 from __future__ import annotations
 
-import asyncio
 import json
 import tempfile
 import time
@@ -27,6 +26,7 @@ from mesh.dirs import cache_dir
 from mesh.errors import MeshError, Unhealthy
 from mesh.publishing import pack_release
 from mesh.sizes import format_size
+from mesh.stopping import run_until_signal
 from mesh.weights.manifest import Manifest
 from mesh.weights.signing import PrivateKey, TrustRoot
 
@@ -51,17 +51,24 @@ class Answer:
     tokens_per_second: float  # after the first
 
 
-def run_demo(options: DemoOptions) -> int:
-    """Exit code 0. Raises Unhealthy if the mesh and one process disagree, other MeshErrors as they come."""
+def run_demo(options: DemoOptions) -> int | None:
+    """None when all went well, 128 + signal if stopped. Raises Unhealthy if the mesh and one process disagree."""
     console = Console(highlight=False, soft_wrap=True)
     cache_dir().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="demo-") as scratch:
         source = options.model or _obtain(console)
         release, trust = Path(scratch) / "release", Path(scratch) / "publisher.pub"
         manifest = _pack(console, source, release, trust, options)
-        answer = asyncio.run(_serve_and_ask(console, release, trust, manifest, Path(scratch), options))
-        _compare(console, release, trust, answer, options)
-    return 0
+        answers: list[Answer] = []
+
+        async def serve_and_ask() -> None:
+            answers.append(await _serve_and_ask(console, release, trust, manifest, Path(scratch), options))
+
+        # The children are stopped within a bound of their own; a second Ctrl-C must not leave them behind.
+        stopped = run_until_signal(serve_and_ask(), second_forces=False)
+        if stopped is None:
+            _compare(console, release, trust, answers[0], options)
+        return stopped
 
 
 def _obtain(console: Console) -> Path:

@@ -1,8 +1,10 @@
 """Messages to prompt text, by the release's own chat template.
 
 A template is a Jinja program that came with the weights. It is signed, and still runs in a sandbox: immutable values, no
-attributes that lead out, bounded output. Its surroundings (helpers, white space rules) are those of ``transformers``, for
-which templates are written.
+attributes that lead out, bounded output. Its surroundings (helpers, white space rules, variables) are those of
+``transformers``, for which templates are written; the tests hold the renderings equal.
+
+Knows templates. Which roles and contents a client may send is the HTTP layer's to decide.
 """
 
 from __future__ import annotations
@@ -13,14 +15,19 @@ from datetime import datetime
 from typing import Any
 
 import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from mesh import strict_json
 from mesh.architecture import LlamaConfig
 from mesh.errors import RequestRefused, ShardCorrupt
 from mesh.model.tokenizer import Tokenizer
 from mesh.weights.shard import Shard
 
 _MAX_PROMPT_CHARACTERS = 16 * 1024 * 1024  # more than any context holds
+_MAX_CONFIG_BYTES = 64 * 1024
 
 # For a base model that brings no template: the plainest transcript that it can continue.
 _PLAIN = (
@@ -28,15 +35,23 @@ _PLAIN = (
     "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
 )
 
-
-class _TemplateComplaint(jinja2.TemplateError):
-    """``raise_exception`` of a template: the messages are not what it can render."""
+# What a template's own code may raise when messages are not as it expects them; the sandbox's refusals are TemplateErrors.
+_TEMPLATE_FAILURES = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 class ChatTemplate:
     def __init__(self, source: str, variables: Mapping[str, str]) -> None:
+        """``variables`` are what the template sees besides the messages: ``bos_token``, ``eos_token``."""
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationBlock]
         )
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise_exception
@@ -44,21 +59,31 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as exc:
-            raise ShardCorrupt("aux", "a readable chat template", str(exc), "pack the release again") from exc
+            reason = " ".join(str(exc).split())[:200]
+            raise ShardCorrupt(
+                "aux", "a readable chat template", reason, "its publisher must pack it again"
+            ) from exc
         self._variables = dict(variables)
 
     @classmethod
     def from_aux(cls, shard: Shard, tokenizer: Tokenizer) -> ChatTemplate:
-        """The template of the aux shard; a plain transcript where it has none."""
-        config = LlamaConfig.from_json(json.loads(bytes(shard.bytes_of("config.json"))))
-        variables = {"bos_token": "", "eos_token": ""}
-        if config.bos_token_id is not None:
-            variables["bos_token"] = tokenizer.token(config.bos_token_id) or ""
-        if config.eos_token_ids:
-            variables["eos_token"] = tokenizer.token(config.eos_token_ids[0]) or ""
-        if "chat_template.jinja" not in shard.tensors:
-            return cls(_PLAIN, variables)
-        return cls(bytes(shard.bytes_of("chat_template.jinja")).decode("utf-8"), variables)
+        """The template of the aux shard; a plain transcript where it has none. Raises ShardCorrupt."""
+        try:
+            value = strict_json.loads(bytes(shard.bytes_of("config.json")), max_bytes=_MAX_CONFIG_BYTES)
+            source = _PLAIN
+            if "chat_template.jinja" in shard.tensors:
+                source = bytes(shard.bytes_of("chat_template.jinja")).decode("utf-8")
+        except (KeyError, ValueError) as exc:
+            raise ShardCorrupt(
+                "aux",
+                "config.json and a template in UTF-8",
+                str(exc)[:200],
+                "its publisher must pack it again",
+            ) from exc
+        config = LlamaConfig.from_json(value)
+        ids = {"bos_token": config.bos_token_id, "eos_token": next(iter(config.eos_token_ids), None)}
+        texts = {name: tokenizer.token(id_) if id_ is not None else None for name, id_ in ids.items()}
+        return cls(source, {name: text or "" for name, text in texts.items()})
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
         """The prompt. Raises RequestRefused (param ``messages``) if the template does not take the messages."""
@@ -66,7 +91,11 @@ class ChatTemplate:
         length = 0
         try:
             for part in self._template.generate(
-                messages=messages, add_generation_prompt=add_generation_prompt, **self._variables
+                messages=[dict(message) for message in messages],
+                tools=None,  # given, and nothing: some templates ask whether they are none, some whether they are defined
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._variables,
             ):
                 length += len(part)
                 if length > _MAX_PROMPT_CHARACTERS:
@@ -75,17 +104,36 @@ class ChatTemplate:
                         param="messages",
                     )
                 parts.append(part)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, OverflowError) as exc:
+        except _TEMPLATE_FAILURES as exc:
+            reason = " ".join(str(exc).split())[:300] or type(exc).__name__
             raise RequestRefused(
-                f"the model's chat template does not take these messages: {exc}", param="messages"
+                f"the model's chat template does not take these messages: {reason}", param="messages"
             ) from exc
         return "".join(parts)
 
 
+class _GenerationBlock(Extension):
+    """``{% generation %}…{% endgeneration %}`` marks what an assistant wrote, for training; here it is only its body."""
+
+    tags = {"generation"}  # noqa: RUF012  # jinja2's own way to declare them
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 def _raise_exception(message: str) -> None:
-    raise _TemplateComplaint(message)
+    raise jinja2.TemplateError(message)
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     """As transformers has it: plain JSON, not Jinja's HTML-escaped one."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )

@@ -37,7 +37,7 @@ class KvCache:
     @property
     def nbytes(self) -> int:
         """Memory taken when full."""
-        return self._data.nbytes
+        return int(self._data.nbytes)
 
     def check(self, position: int, num_tokens: int) -> None:
         """Raises StepRefused unless a step of ``num_tokens`` at ``position`` comes next and fits."""

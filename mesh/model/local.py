@@ -21,7 +21,7 @@ def prefill(stage: Stage, cache: KvCache, prompt_ids: Sequence[int]) -> Logits:
     for chunk in prefill_chunks(len(prompt_ids)):
         ids = torch.tensor(prompt_ids[chunk.start : chunk.stop], device=stage.device)
         [logits] = stage.run([StageStep(cache, chunk.start, ids, None, chunk.stop == len(prompt_ids))])
-    return logits.cpu().numpy()
+    return _on_host(logits)
 
 
 def generate_with_logits(
@@ -41,7 +41,7 @@ def generate_with_logits(
             return
         ids = torch.tensor([token_id], device=stage.device)
         [row] = stage.run([StageStep(cache, cache.position, ids, None, True)])
-        logits = row.cpu().numpy()
+        logits = _on_host(row)
 
 
 def generate(
@@ -54,3 +54,8 @@ def generate(
     """Sampled ids; ends after a stop id, which it includes."""
     for token_id, _ in generate_with_logits(stage, prompt_ids, params, max_new_tokens, stop_ids):
         yield token_id
+
+
+def _on_host(logits: torch.Tensor) -> Logits:
+    on_host: Logits = logits.cpu().numpy()
+    return on_host

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-PREFILL_CHUNK = (
-    128  # tokens; long enough for full matrix products, short enough that chunks overlap along a route
-)
+# Tokens: enough rows for full matrix products, few enough that the chunks of a prompt overlap along a route.
+PREFILL_CHUNK = 128
 
 
 def prefill_chunks(num_tokens: int) -> Iterator[range]:

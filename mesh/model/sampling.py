@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from mesh.errors import UsageError
+from mesh.errors import Unhealthy, UsageError
 
 Logits = np.ndarray[Any, np.dtype[np.float32]]  # [vocab_size]
+_Ids = np.ndarray[Any, np.dtype[np.int64]]
+_Weights = np.ndarray[Any, np.dtype[np.float64]]  # not normalised
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +37,39 @@ class SamplingParams:
 
 
 def sample(logits: Logits, params: SamplingParams, position: int) -> int:
-    """Draw the token that will stand at ``position``. Of equal logits the lowest id wins."""
+    """Draw the token that will stand at ``position``. Of equal logits the lowest id comes first.
+
+    Raises Unhealthy if the logits are not numbers to choose from.
+    """
+    best = int(np.argmax(logits))  # a NaN, if there is one
+    if not math.isfinite(logits[best]):
+        raise Unhealthy(f"logit {logits[best]} of token {best} at position {position}: the model overflowed")
     if params.temperature == 0:
-        return int(np.argmax(logits))
-    scaled = logits.astype(np.float64) / params.temperature
-    # Most likely first; the stable sort keeps ids in order among equals, so every machine agrees.
-    order = np.argsort(-scaled, kind="stable")
-    weights = np.exp(scaled[order] - scaled[order[0]])
+        return best
+    # The largest becomes 0 before the division: no temperature, however small, makes it overflow.
+    with np.errstate(over="ignore"):
+        weights = np.exp((logits.astype(np.float64) - float(logits[best])) / params.temperature)
+    ids, weights = _nucleus(weights, params.top_p)
     cumulative = np.cumsum(weights)
-    total = cumulative[-1]
-    # The nucleus: tokens before which less than top_p of the probability has gone by (Holtzman et al. 2020).
-    kept = 1 + int(np.searchsorted(cumulative[:-1], params.top_p * total, side="left"))
-    threshold = _uniform(params.seed, position) * cumulative[kept - 1]
-    return int(order[min(int(np.searchsorted(cumulative[:kept], threshold, side="right")), kept - 1)])
+    drawn = int(np.searchsorted(cumulative, _uniform(params.seed, position) * cumulative[-1], side="right"))
+    return int(ids[min(drawn, len(ids) - 1)])
+
+
+def _nucleus(weights: _Weights, top_p: float) -> tuple[_Ids, _Weights]:
+    """The fewest tokens that have ``top_p`` of the probability, likeliest first (Holtzman et al. 2020)."""
+    ids = np.arange(len(weights))
+    if top_p == 1:
+        return ids, weights
+    total = float(weights.sum())
+    # Tokens below the average of what may go cannot add up to it, so all of them are outside: most of a vocabulary
+    # need not be sorted.
+    ids = np.flatnonzero(weights > (1 - top_p) * total / len(weights))
+    ids = ids[
+        np.argsort(-weights[ids], kind="stable")
+    ]  # equals stay in the order of their ids, on every machine
+    cumulative = np.cumsum(weights[ids])
+    ids = ids[: 1 + int(np.searchsorted(cumulative, top_p * total, side="left"))]
+    return ids, weights[ids]
 
 
 def _uniform(seed: int, position: int) -> float:

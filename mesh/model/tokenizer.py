@@ -6,32 +6,38 @@ work. Ours is only what a stream needs: text that leaves token by token and neve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from tokenizers import Tokenizer as HfTokenizer
-from tokenizers.decoders import DecodeStream
 
 from mesh.errors import ShardCorrupt
 from mesh.weights.shard import Shard
 
 _REPLACEMENT = "\ufffd"
+_CODE_POINT = 4  # bytes at most, and so ids
+_MAX_HELD = 64  # ids without certain text (a long run of U+FFFD): bounds the work for each further id
 
 
 class Tokenizer:
     def __init__(self, tokenizer: HfTokenizer) -> None:
+        # What a file may ask for, and no model server wants: prompts cut short or filled up.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         self._tokenizer = tokenizer
+        added = tokenizer.get_added_tokens_decoder()
+        self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
 
     @classmethod
     def from_aux(cls, shard: Shard) -> Tokenizer:
         """Raises ShardCorrupt if the shard holds no tokenizer we can read."""
         if "tokenizer.json" not in shard.tensors:
-            raise ShardCorrupt("aux", "a tokenizer.json", "none", "pack the release again")
+            raise ShardCorrupt("aux", "a tokenizer.json", "none", "its publisher must pack it again")
         try:
             return cls(HfTokenizer.from_str(bytes(shard.bytes_of("tokenizer.json")).decode("utf-8")))
         except Exception as exc:  # the library raises bare Exception for whatever it dislikes
+            reason = " ".join(str(exc).split())[:200]
             raise ShardCorrupt(
-                "aux", "a readable tokenizer.json", str(exc)[:200], "pack the release again"
+                "aux", "a readable tokenizer.json", reason, "its publisher must pack it again"
             ) from exc
 
     @property
@@ -53,33 +59,49 @@ class Tokenizer:
         return found
 
     def decoder(self) -> IncrementalDecoder:
-        return IncrementalDecoder(self._tokenizer)
+        return IncrementalDecoder(self.decode, self._special_ids)
 
 
 class IncrementalDecoder:
     """Text of a growing sequence: ``"".join(push(id) for id in ids) + flush() == decode(ids)``.
 
-    Text is given out once it is whole code points; what waits for its last byte is held back.
+    Text is given out once it is whole code points; what waits for its last byte is held back. A token's text may depend
+    on the token before it (white space, runs of byte tokens), so what is new is found by decoding a short window with and
+    without the ids that are new. Bytes that are no text become U+FFFD; how many, a vocabulary with byte fallback decides
+    by the whole run of bytes, which a stream sees too late: there ``decode`` may count differently.
+
+    ``tokenizers``' own ``DecodeStream`` raises there, and swallows what is held back when the sequence ends.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._held: list[
-            int
-        ] = []  # since text last came out: at most the bytes of one code point, or specials
+    def __init__(self, decode: Callable[[Sequence[int]], str], special_ids: frozenset[int]) -> None:
+        self._decode, self._special_ids = decode, special_ids
+        self._shown: list[int] = []  # context: ids whose text has been given out
+        self._held: list[int] = []  # ids since then
 
     def push(self, token_id: int) -> str:
         """The text that this id makes certain; often empty."""
-        text = self._stream.step(self._tokenizer, token_id)
-        if text is None:
-            self._held.append(token_id)
+        if token_id in self._special_ids:
             return ""
-        self._held.clear()
-        return str(text)
+        self._held.append(token_id)
+        before, after = self._decode(self._shown), self._decode([*self._shown, *self._held])
+        # An unfinished code point shows as U+FFFD at the end, or makes the run of bytes before it unreadable too.
+        if after.startswith(before) and not after.endswith(_REPLACEMENT):
+            return self._give(len(self._held))
+        if len(self._held) < _MAX_HELD:
+            return ""
+        return self._give(len(self._held) - _CODE_POINT + 1)  # what may still become a code point stays
 
     def flush(self) -> str:
-        """What is left at the end: a replacement character if the sequence ended inside a code point."""
-        text = self._tokenizer.decode(self._held, skip_special_tokens=True) if self._held else ""
-        self._held.clear()
-        return _REPLACEMENT if _REPLACEMENT in text else ""
+        """What is left at the end: replacement characters if the sequence ended inside a code point."""
+        return self._give(len(self._held))
+
+    def _give(self, count: int) -> str:
+        """The text of the first ``count`` held ids."""
+        if not count:
+            return ""
+        given, self._held = self._held[:count], self._held[count:]
+        before, after = self._decode(self._shown), self._decode([*self._shown, *given])
+        if not after.startswith(before):  # bytes that are no text; what was given out stays
+            before, after = "", self._decode(given)
+        self._shown = given
+        return after[len(before) :]

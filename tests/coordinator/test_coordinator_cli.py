@@ -53,7 +53,8 @@ Refused = Callable[..., tuple[int, str]]
 def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
     """Runs a command in this process, which spares its imports; returns exit code, stdout and stderr."""
     root = logging.getLogger()
-    handlers, level, own = root.handlers[:], root.level, logging.getLogger("coordinator").level
+    loggers = [root, *map(logging.getLogger, ("mesh", "node", "coordinator"))]
+    handlers, levels = root.handlers[:], [logger.level for logger in loggers]
 
     def call(*args: object) -> tuple[int, str, str]:
         code = main([str(arg) for arg in args])
@@ -61,9 +62,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
 
     yield call
     root.handlers[:] = handlers  # `up` sets logging up for itself
-    root.setLevel(level)
-    for package in ("mesh", "node", "coordinator"):
-        logging.getLogger(package).setLevel(own)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ class Door:
     def node(self, packed: PackedRelease, data: Path, memory: int = MEMORY, **changed: str) -> list[str]:
         return node_command(
             changed.get("grpc", self.grpc), changed.get("token", self.token), "n", data, packed.manifest,
-            memory=memory, kv_tokens=128,
+            Share(memory, None), 128,
         )  # fmt: skip
 
 

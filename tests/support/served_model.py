@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 
-from mesh.model.chat_template import ChatTemplate
-from mesh.model.tokenizer import Tokenizer
-
 from coordinator.serving import MeshHealth, ModelHealth, ServedModel
 from coordinator.token_pipeline import TokenPipeline
 from mesh.architecture import LlamaConfig, RopeConfig
+from mesh.model.chat_template import ChatTemplate
+from mesh.model.tokenizer import Tokenizer
 from mesh.weights.manifest import LicenseRef, Manifest, Provenance, ShardRef, TorrentRef
 from mesh.weights.shard import Shard, TensorInfo
 from tests.support.tiny_models import CHATML, byte_level_tokenizer
