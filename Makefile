@@ -19,7 +19,7 @@ demo: $(VENV)/.installed-run  ## Run the whole mesh on this machine: pack, sign,
 	@$(BIN)/mesh demo $(if $(strip $(MODEL)),--model "$(strip $(MODEL))")
 
 test: $(VENV)/.installed-dev  ## Run the whole test suite
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 check: lint types imports  ## Lint, types and import directions, without the tests
 

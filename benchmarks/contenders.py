@@ -30,9 +30,8 @@ from mesh.model.tokenizer import Tokenizer
 from mesh.weights.release import Release
 from mesh.weights.shard import read_shard
 
-THREADS = (
-    1  # of every process: three nodes share one machine, and more threads would only wait for each other
-)
+# Of every process: three nodes share one machine, and more threads would only wait for each other.
+THREADS = 1
 KV_TOKENS = 2048
 
 
@@ -117,7 +116,9 @@ class Transformers:
 
     def __init__(self, source: Path, prompter: Prompter) -> None:
         import transformers
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         gguf = {"gguf_file": source.name} if source.suffix == ".gguf" else {}
         directory = source.parent if gguf else source
         self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
@@ -160,7 +161,7 @@ class _Arrivals:
         pass
 
 
-class ThreeNodes:
+class Nodes:
     """Coordinator, seeder and nodes as processes of their own, asked over HTTP; its figure is the coordinator's."""
 
     def __init__(self, client: httpx.AsyncClient, model: str, num_nodes: int) -> None:
@@ -171,7 +172,7 @@ class ThreeNodes:
     @contextlib.asynccontextmanager
     async def running(
         cls, release: Release, trust: Path, scratch: Path, num_nodes: int
-    ) -> AsyncIterator[ThreeNodes]:
+    ) -> AsyncIterator[Nodes]:
         manifest = release.manifest
         async with (
             local_mesh(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,3 +15,16 @@ from mesh.demo.demo_model import demo_model_path
 def real_gguf() -> Path:
     """The real SmolLM2-135M-Instruct, fetched once into the user's cache."""
     return demo_model_path()
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """A command run inside a test configures logging; the next test must not inherit that."""
+    root = logging.getLogger()
+    packages = [logging.getLogger(name) for name in ("mesh", "node", "coordinator")]
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for package in packages:
+        package.setLevel(logging.NOTSET)

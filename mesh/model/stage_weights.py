@@ -26,8 +26,8 @@ class LayerWeights:
     """One decoder layer.
 
     Matrices that widen are stored ``[in, out]``, the transpose of a checkpoint's: one row times such a matrix runs in
-    long strides along memory, twice as fast as many short dot products (MKL, AVX2: 34 instead of 50 ms a token for
-    SmolLM2-135M on one thread; many rows at once: no difference). Those that narrow have long rows as they are.
+    long strides along memory, up to twice as fast as many short dot products; products of many rows take the same time
+    (MKL, AVX2; ``benchmarks/matrix_order.py``). Those that narrow have long rows as they are.
     """
 
     def __init__(self, config: LlamaConfig, device: str, dtype: torch.dtype) -> None:

@@ -13,6 +13,7 @@ Knows sessions, listening and which torrents are in. Knows nothing of manifests 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -172,8 +173,9 @@ class SwarmSession:
             future.set_result((self.settings.listen_host, alert.port))
         else:
             where, reason = f"{self.settings.listen_host}:{self.settings.port}", alert.error.message()
+            kind = UsageError if alert.error.value() == errno.EADDRNOTAVAIL else MeshError
             future.set_exception(
-                MeshError(f"cannot listen on {where}: {reason}; choose another port, or 0 for a free one")
+                kind(f"cannot listen on {where}: {reason}; choose another port, or 0 for a free one")
             )
 
     def _on_added(self, alert: lt.add_torrent_alert) -> None:

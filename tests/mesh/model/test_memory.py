@@ -98,7 +98,7 @@ def test_ends_of_the_model_weigh_more_and_a_tied_matrix_is_held_once_per_stage(t
 # Everything a node process imports, so that its runtime is measured too; then the largest batch the engine makes, with a
 # context that fills the KV budget.
 _MEASURED = """
-import json, os, resource, sys
+import json, sys
 from pathlib import Path
 
 import grpc.aio, libtorrent, numpy as np, psutil, torch
@@ -109,6 +109,7 @@ from mesh.model.loader import load_stage
 from mesh.model.sampling import SamplingParams, sample
 from mesh.weights.release import Release
 from mesh.weights.signing import TrustRoot
+from tests.support.peak_memory import peak_rss_bytes
 
 directory, trust, text, kv_tokens = sys.argv[1:]
 torch.set_num_threads(1)
@@ -129,13 +130,13 @@ for start in range(0, tokens, 128):
         hidden = None if stage.is_first else torch.randn(rows, width)
         steps.append(StageStep(cache, start, ids, hidden, True))
     stage.run(steps)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = peak_rss_bytes()
 print(json.dumps({"before": before, "loaded": loaded, "peak": peak}))
 """
 
 
 @pytest.mark.real_model
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status, which Linux alone has")
 @pytest.mark.parametrize("layers", [LayerRange(0, 8), LayerRange(24, 30)], ids=str)
 def test_real_process_stays_within_its_plan(real_release: PackedRelease, layers: LayerRange) -> None:
     kv_tokens = 4096

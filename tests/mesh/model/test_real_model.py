@@ -45,10 +45,10 @@ def test_greedy_tokens_equal_transformers(
     assert_greedy_agrees(tokens, teacher_forced_logits(reference, prompt, tokens))
 
 
-def test_logits_equal_transformers_after_the_longest_prompt(
+def test_logits_equal_transformers_after_two_chunks(
     real_release: PackedRelease, real_stage: Stage, reference: Any
 ) -> None:
-    prompt = max(real_prompts(real_release), key=len)
+    prompt = max(real_prompts(real_release), key=len)[: 2 * PREFILL_CHUNK]
     ours = torch.from_numpy(prefill(real_stage, real_stage.new_cache(len(prompt)), prompt))
     [theirs] = teacher_forced_logits(reference, prompt, [0])
     # Logits of this model reach 20 to 30; sums of 1536 products in another order differ in the sixth digit.

@@ -140,7 +140,7 @@ def test_port_in_use_is_said_in_one_line(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
 
-        assert main(seed_args(release, "--listen", listen)) == 2
+        assert main(seed_args(release, "--listen", listen)) == 1
     error = capsys.readouterr().err
     assert listen in error
     assert "in use" in error
