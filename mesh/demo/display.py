@@ -1,22 +1,29 @@
-"""Progress bars of the demo: packing, then one bar per node while it fetches."""
+"""Progress of the demo: packing, then one line per process while it starts, fetches and loads."""
 
 from __future__ import annotations
 
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+)
 
 from mesh.demo.processes import Event
+from mesh.sizes import format_size
 
 
 class Display:
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
-            TextColumn("{task.description:>12}"),
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.description:<11}"),
             BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
+            TextColumn("{task.fields[amount]:>21}"),
             TextColumn("{task.fields[note]}"),
             console=console,
             transient=True,
@@ -40,20 +47,31 @@ class Display:
 
     def on_event(self, name: str, event: Event) -> None:
         match event["event"]:
+            case "starting":
+                self._show(name, 0, None, "starting")
             case "plan":
                 self._show(name, 0, event["download_bytes"], f"layers {event['layers']}")
             case "fetching":
-                self._show(name, event["done_bytes"], event["wanted_bytes"], f"{event['peers']} peers")
+                self._show(
+                    name, event["done_bytes"], event["wanted_bytes"], f"fetching from {event['peers']} peers"
+                )
             case "loading":
                 self._note(name, "loading")
-            case "ready":
-                self._note(name, "ready")
+            case "ready" | "listening" | "seeding":
+                self._finish(name, event["event"])
 
-    def _show(self, name: str, done: int, total: int, note: str) -> None:
+    def _show(self, name: str, done: int, total: int | None, note: str) -> None:
         if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(name, total=total, note=note)
-        self._progress.update(self._tasks[name], completed=done, total=total, note=note)
+            self._tasks[name] = self._progress.add_task(name, total=total, note=note, amount="")
+        amount = f"{format_size(done)} / {format_size(total)}" if total else ""
+        self._progress.update(self._tasks[name], completed=done, total=total, note=note, amount=amount)
 
     def _note(self, name: str, note: str) -> None:
         if name in self._tasks:
             self._progress.update(self._tasks[name], note=note)
+
+    def _finish(self, name: str, note: str) -> None:
+        """A full bar, whether it counted bytes or not."""
+        if name in self._tasks:
+            total = self._progress.tasks[self._tasks[name]].total or 1
+            self._progress.update(self._tasks[name], completed=total, total=total, note=note)

@@ -113,6 +113,7 @@ async def children(
     spawned: list[asyncio.Task[Child]] = []
 
     async def spawn(name: str, argv: Sequence[str]) -> Child:
+        on_event(name, {"event": "starting"})
         log = logs / f"{name}.log"
         with log.open("wb") as stderr:
             process = await asyncio.create_subprocess_exec(

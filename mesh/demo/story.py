@@ -118,11 +118,11 @@ async def _serve_and_ask(
             for node in mesh.nodes:
                 _print_fetched(console, node.name, node.seen["plan"], node.seen["fetched"])
             answer = await _ask(console, mesh.url, manifest.name, options)
-    console.print(f"[bold]route[/bold]   {answer.route}")
-    console.print(
-        f"[bold]speed[/bold]   first token after {answer.first_token_seconds:.2f} s, "
-        f"then {answer.tokens_per_second:.1f} tokens/s"
-    )
+            console.print(f"[bold]route[/bold]   {answer.route}")
+            console.print(
+                f"[bold]speed[/bold]   first token after {answer.first_token_seconds:.2f} s, "
+                f"then {answer.tokens_per_second:.1f} tokens/s"
+            )
     return answer
 
 
