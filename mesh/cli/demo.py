@@ -38,7 +38,7 @@ def demo(
         text = b"Packed by the demo for use on this machine only; the model's own licence applies.\n"
     return run_demo(
         DemoOptions(
-            model=model,
+            model=model.expanduser() if model is not None else None,
             license_id=license_id or LICENSE_ID,
             license_text=text,
             prompt=prompt,
