@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coordinator.membership import Membership
-from coordinator.routing import Route
+from coordinator.routing import Route, RouteStage
 from coordinator.serving import MeshHealth, ModelHealth
 from mesh.clock import Clock
 from mesh.errors import RequestRefused
@@ -33,6 +33,10 @@ class Availability:
                 retry_after=RETRY_SECONDS,
             )
         return route
+
+    def on_link_lost(self, stage: RouteStage) -> None:
+        """The next request goes another way, before the lease of a dead node has ended."""
+        self._membership.suspect(stage.node_id, stage.incarnation)
 
     def health(self) -> MeshHealth:
         view = self._membership.view(self._clock.monotonic())

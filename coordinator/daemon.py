@@ -84,7 +84,7 @@ async def _serve(
     manifest = verified.release.manifest
     membership = Membership(manifest.config.num_layers, config.lease_seconds)
     availability = Availability(manifest.name, membership, clock)
-    pipeline = Pipeline(availability.find_route)
+    pipeline = Pipeline(availability.find_route, availability.on_link_lost)
     model = _served_model(verified, pipeline)
     app = create_app({model.name: model}, availability.health)
 

@@ -140,11 +140,18 @@ class Membership:
             raise UsageError(f"{node.name} was {node.state} and cannot be {report.state} now; restart it")
         if report.state is NodeState.READY and report.stage is None:
             raise UsageError(f"{node.name} is ready and does not say where it serves its layers")
-        renewed = replace(node, report=report, expires_at=now + self.lease_seconds)
+        renewed = replace(node, report=report, expires_at=now + self.lease_seconds, is_suspect=False)
         self._nodes[node_id] = renewed
         if report.state is node.state or report.state not in (NodeState.READY, NodeState.DRAINING):
             return ()
         return (Change(ChangeKind(report.state), renewed),)
+
+    def suspect(self, node_id: str, incarnation: int) -> None:
+        """The link to it broke. A killed node is out of routes at once and of the mesh when its lease ends; one that
+        lives clears itself with its next heartbeat."""
+        node = self._nodes.get(node_id)
+        if node is not None and node.incarnation == incarnation:
+            self._nodes[node_id] = replace(node, is_suspect=True)
 
     def leave(self, node_id: str, incarnation: int, now: float) -> tuple[Change, ...]:
         """Forget the node. A goodbye that comes late, or from an older process, is no error and does nothing."""

@@ -146,11 +146,12 @@ class _Session:
 class _NodeLink:
     """The coordinator's link to one node, and the sessions that use it."""
 
-    def __init__(self, stage: RouteStage, on_closed: Callable[[_NodeLink], None]) -> None:
+    def __init__(self, stage: RouteStage, on_closed: Callable[[_NodeLink, bool], None]) -> None:
         self.stage = stage
         self._on_closed = on_closed
         self._sessions: dict[str, _Session] = {}
         self._link: Link | None = None
+        self._closing = False
         self._reason = f"{stage.name} was lost"  # why the link ended, unless we learn better
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._run(), name=f"link {stage.name}")
@@ -174,7 +175,7 @@ class _NodeLink:
         await self._link.send_steps(steps)
 
     async def close(self, reason: str) -> None:
-        self._reason = reason
+        self._reason, self._closing = reason, True
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
@@ -195,7 +196,7 @@ class _NodeLink:
         except MeshError as exc:
             self._reason = f"{self.stage.name}: {exc}"
         finally:
-            self._on_closed(self)
+            self._on_closed(self, self._closing)
             if not self._ready.done():
                 self._ready.set_exception(LinkClosed(self._reason))
                 self._ready.exception()  # seen here too: nobody may be waiting
@@ -231,11 +232,18 @@ class _NodeLink:
 class Pipeline:
     """Implements ``token_pipeline.TokenPipeline`` over real links.
 
-    ``find_route`` returns the route to use now, or raises RequestRefused if layers are missing.
+    ``find_route`` returns the route to use now, or raises RequestRefused if layers are missing; ``on_link_lost`` hears
+    of every node whose link could not be opened or broke.
     """
 
-    def __init__(self, find_route: Callable[[], Route], *, return_logits: bool = False) -> None:
-        self._find_route, self._return_logits = find_route, return_logits
+    def __init__(
+        self,
+        find_route: Callable[[], Route],
+        on_link_lost: Callable[[RouteStage], None] = lambda stage: None,
+        *,
+        return_logits: bool = False,
+    ) -> None:
+        self._find_route, self._on_link_lost, self._return_logits = find_route, on_link_lost, return_logits
         self._links: dict[RouteStage, _NodeLink] = {}
 
     @contextlib.asynccontextmanager
@@ -263,12 +271,14 @@ class Pipeline:
     def _link_to(self, stage: RouteStage) -> _NodeLink:
         link = self._links.get(stage)
         if link is None:
-            link = self._links[stage] = _NodeLink(stage, self._forget)
+            link = self._links[stage] = _NodeLink(stage, self._on_link_closed)
         return link
 
-    def _forget(self, link: _NodeLink) -> None:
+    def _on_link_closed(self, link: _NodeLink, by_us: bool) -> None:
         if self._links.get(link.stage) is link:
             del self._links[link.stage]
+        if not by_us:
+            self._on_link_lost(link.stage)
 
 
 def _wire_stage(stage: RouteStage) -> stage_pb2.RouteStage:

@@ -46,14 +46,15 @@ class Node:
     memory_bytes: int  # by its own plan
     expires_at: float  # monotonic seconds
     report: Report
+    is_suspect: bool = False  # its link broke; until it speaks again no request is sent there
 
     @property
     def state(self) -> NodeState:
         return self.report.state
 
     def ready_stage(self) -> ReadyStage | None:
-        """As routes see it; None unless it is ready."""
-        if self.state is not NodeState.READY or self.report.stage is None:
+        """As routes see it; None unless it is ready and, as far as we know, alive."""
+        if self.state is not NodeState.READY or self.report.stage is None or self.is_suspect:
             return None
         host, port = self.report.stage
         return ReadyStage(

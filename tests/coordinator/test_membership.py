@@ -224,6 +224,25 @@ def test_a_draining_node_serves_no_new_request_and_its_layers_are_offered_to_oth
 # -- what others see
 
 
+def test_a_node_whose_link_broke_is_out_of_routes_until_it_speaks_again(mesh: Mesh) -> None:
+    mesh.serve("a", "0:6", port=7000)
+    mesh.serve("b", "0:6", port=7100)
+    first = mesh.route()
+    name = first.split()[-1]
+    mesh.membership.suspect(name, 1)
+    assert mesh.route() not in (first, "None")
+    assert mesh.names() == ["a", "b"]  # it keeps its lease and its layers
+    mesh.beat(name, NodeState.READY, port=7000 if name == "a" else 7100)
+    assert mesh.route() == first
+
+
+def test_suspicion_of_an_older_process_does_not_touch_the_new_one(mesh: Mesh) -> None:
+    mesh.serve("a", "0:6")
+    mesh.membership.suspect("a", 99)
+    mesh.membership.suspect("nobody", 1)
+    assert mesh.route() != "None"
+
+
 def test_stages_that_adjoin_make_a_route_and_missing_layers_are_named(mesh: Mesh) -> None:
     mesh.serve("a", "0:2")
     mesh.serve("c", "4:6")

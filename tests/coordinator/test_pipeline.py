@@ -145,6 +145,20 @@ async def test_stage_that_dies_mid_answer_is_an_error_and_the_others_are_freed(d
         await until_free([each for index, each in enumerate(served) if index != dead])
 
 
+async def test_lost_link_is_told_at_once_and_a_closed_one_is_not() -> None:
+    lost: list[str] = []
+    async with serve_cut([2]) as (route, served):
+        pipeline = Pipeline(lambda: route, lambda stage: lost.append(stage.name))
+        await all_tokens(pipeline, request(prompt(3), 2))
+        await served[1].kill()
+        async with asyncio.timeout(10):
+            while not lost:
+                await asyncio.sleep(0)
+        assert lost == [route.stages[1].name]
+        await pipeline.close()
+        assert lost == [route.stages[1].name]
+
+
 async def test_restarted_node_is_not_taken_for_the_one_of_the_route() -> None:
     async with serve_cut([2]) as (route, _):
         stale = Route((route.stages[0], _with_incarnation(route.stages[1], 99)))
