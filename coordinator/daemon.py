@@ -154,6 +154,7 @@ def _offered(verified: VerifiedRelease) -> OfferedRelease:
         trust_root=verified.trust.to_bytes(),
         envelope=release.envelope,
         torrent=release.torrent,
+        license_text=bytes(verified.aux.bytes_of("LICENSE")),
     )
 
 

@@ -139,7 +139,7 @@ class _Session:
         except TimeoutError as exc:
             raise PipelineLost(f"no token for {TOKEN_TIMEOUT_SECONDS:g} s on route {self.route}") from exc
         if isinstance(event, stage_pb2.SessionFailed):
-            raise PipelineLost(f"the answer broke off: {event.message}")
+            raise PipelineLost(event.message)
         return event
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 
@@ -18,9 +16,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from coordinator.topology import Endpoint
-from mesh.errors import MeshError
 from mesh.wire import coordinator_pb2_grpc
-from mesh.wire.channel import format_endpoint, server_options
+from mesh.wire.channel import bind_server, listening_socket, server_options
 
 HTTP_STOP_SECONDS = 3  # for answers that were just told of the end; then their connections are cut
 GRPC_STOP_SECONDS = 1.0
@@ -31,17 +28,12 @@ async def serving_nodes(
     endpoint: Endpoint, service: coordinator_pb2_grpc.CoordinatorServicer
 ) -> AsyncIterator[Endpoint]:
     """The gRPC side. Raises MeshError if it cannot listen there."""
-    host, wanted = endpoint
-    _listener(endpoint, "--grpc").close()  # gRPC would say in many lines that a port is taken
     server = grpc.aio.server(options=server_options())
     coordinator_pb2_grpc.add_CoordinatorServicer_to_server(service, server)
-    try:
-        port = server.add_insecure_port(format_endpoint(host, wanted))
-    except RuntimeError as exc:
-        raise _cannot_listen(endpoint, "--grpc", str(exc)) from exc
+    port = bind_server(server, endpoint, flag="--grpc")
     await server.start()
     try:
-        yield host, port
+        yield endpoint[0], port
     finally:
         await server.stop(GRPC_STOP_SECONDS)
 
@@ -54,7 +46,7 @@ async def serving_clients(
 
     ``end_answers`` is called while it stops: it has to end whatever is being answered, so that clients are told.
     """
-    with _listener(endpoint, "--listen") as listener:
+    with listening_socket(endpoint, flag="--listen") as listener:
         server = _HttpServer(
             uvicorn.Config(
                 app,
@@ -80,19 +72,3 @@ class _HttpServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Signals are the daemon's."""
         yield
-
-
-def _listener(endpoint: Endpoint, flag: str) -> socket.socket:
-    """A listening socket. Raises MeshError saying which flag to change."""
-    family = socket.AF_INET6 if ":" in endpoint[0] else socket.AF_INET
-    try:
-        return socket.create_server(endpoint, family=family, backlog=1024)
-    except OSError as exc:
-        reason = "the port is in use" if exc.errno == errno.EADDRINUSE else (exc.strerror or str(exc))
-        raise _cannot_listen(endpoint, flag, reason) from exc
-
-
-def _cannot_listen(endpoint: Endpoint, flag: str, reason: str) -> MeshError:
-    return MeshError(
-        f"cannot listen on {format_endpoint(*endpoint)}: {reason}; stop what uses it, or choose another with {flag} HOST:PORT"
-    )

@@ -52,6 +52,7 @@ class OfferedRelease:
     trust_root: bytes
     envelope: bytes
     torrent: bytes
+    license_text: bytes
 
 
 def refusing(method: Method) -> Method:
@@ -92,6 +93,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             trust_root=self._release.trust_root,
             manifest=self._release.envelope,
             torrent=self._release.torrent,
+            license_text=self._release.license_text,
             layers=common_pb2.LayerRange(start=layers.start, stop=layers.stop),
             peers=_wire_peers(self._membership.peers(now, excluding=applicant.node_id)),
         )

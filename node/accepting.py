@@ -18,6 +18,17 @@ from mesh.weights.manifest import Manifest, ShardRef
 from mesh.weights.signing import TrustRoot, open_manifest
 
 
+class LicenseNotAccepted(LicenseRefused):
+    """The volunteer has not said that they accept the licence. ``text`` is what the publisher signed."""
+
+    def __init__(self, release: str, license_id: str, text: bytes) -> None:
+        super().__init__(
+            f"release {release} is under {license_id}, shown above: read it, "
+            f"then join with --accept-license {license_id}"
+        )
+        self.license_id, self.text = license_id, text
+
+
 @dataclass(frozen=True, slots=True)
 class OfferedBytes:
     """An offer as it came over the wire, nothing believed yet."""
@@ -27,6 +38,7 @@ class OfferedBytes:
     manifest: bytes  # DSSE envelope
     torrent: bytes
     layers: LayerRange
+    license_text: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +63,7 @@ class AcceptedOffer:
     plan: StagePlan
 
     @property
-    def download_bytes(self) -> int:
+    def shard_bytes(self) -> int:
         return sum(ref.size for ref in self.shards)
 
 
@@ -76,12 +88,14 @@ def accept(
         )
     # (3) the torrent may name nothing but the manifest's shards
     check_torrent(offer.torrent, manifest)
-    # (4) licence
+    # (4) licence: nobody accepts what they were not shown
     license_ = manifest.license
     if license_.acceptance_required and limits.accepted_license != license_.id:
-        raise LicenseRefused(
-            f"release {manifest.name} is under {license_.id}: read it, then join with --accept-license {license_.id}"
-        )
+        if hashlib.sha256(offer.license_text).hexdigest() != license_.text_digest:
+            raise IntegrityError(
+                "the coordinator sent another licence text than the manifest names; do not join"
+            )
+        raise LicenseNotAccepted(manifest.name, license_.id, offer.license_text)
     # (5) the layers: inside the model, and what the volunteer insists on
     if offer.layers.stop > manifest.config.num_layers:
         raise IntegrityError(
@@ -97,9 +111,9 @@ def accept(
             "may be used; raise --memory, lower --kv-tokens or ask for fewer --layers"
         )
     accepted = AcceptedOffer(manifest, offer.torrent, offer.layers, manifest.shards_for(offer.layers), plan)
-    if accepted.download_bytes > limits.disk_bytes:
+    if accepted.shard_bytes > limits.disk_bytes:
         raise NotEnoughDisk(
-            f"layers {offer.layers} need {format_size(accepted.download_bytes)} of disk, "
+            f"layers {offer.layers} need {format_size(accepted.shard_bytes)} of disk, "
             f"{format_size(limits.disk_bytes)} are free; choose another --data DIR or free some space"
         )
     return accepted

@@ -8,6 +8,7 @@ from pathlib import Path
 from mesh.errors import UsageError
 from mesh.layers import LayerRange
 from mesh.token import JoinToken
+from mesh.wire.channel import is_loopback, parse_endpoint, require_loopback
 
 DEFAULT_KV_TOKENS = 8192  # tokens of KV cache over all sessions
 DEFAULT_MAX_SESSIONS = 64
@@ -38,6 +39,15 @@ class NodeConfig:
     def __post_init__(self) -> None:
         if not self.name or len(self.name) > 64 or not self.name.isprintable():
             raise UsageError(f"--name {self.name[:80]!r}: expected 1 to 64 printable characters")
+        host = parse_endpoint(self.coordinator)[0]
+        require_loopback(host, what="coordinator", insecure=self.insecure)
+        if not is_loopback(host):
+            for flag, (host, _) in (("--listen", self.listen), ("--swarm-listen", self.swarm_listen)):
+                if is_loopback(host):
+                    raise UsageError(
+                        f"{flag} {host}: neighbours on other machines cannot reach it; "
+                        f"listen on this machine's address, for example {flag} 0.0.0.0:0"
+                    )
         if self.kv_tokens < 16:
             raise UsageError(f"--kv-tokens {self.kv_tokens}: expected at least 16")
         if self.threads is not None and self.threads < 1:

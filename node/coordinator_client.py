@@ -67,6 +67,7 @@ class CoordinatorClient:
             offer.manifest,
             offer.torrent,
             LayerRange(offer.layers.start, offer.layers.stop),
+            offer.license_text,
         )
         return offered, endpoints(offer.peers)
 

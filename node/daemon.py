@@ -8,7 +8,7 @@ from mesh.locking import locked_directory
 from mesh.stopping import run_until_signal
 from mesh.swarm.session import SwarmSession, SwarmSettings
 from mesh.weights.store import ShardStore
-from mesh.wire.channel import open_channel, require_loopback
+from mesh.wire.channel import listening_socket, open_channel, require_loopback
 from node import identity
 from node.capacity import resolve_device
 from node.config import NodeConfig
@@ -24,6 +24,9 @@ def run(config: NodeConfig) -> int | None:
         sys.stderr.write(
             "WARNING: --insecure: whoever can reach this node can read and change what it computes\n"
         )
+    listening_socket(
+        config.listen, flag="--listen"
+    ).close()  # a port in use is said now, not after the download
     with locked_directory(config.data, "mesh-node"):
         return run_until_signal(_tell(config))
 

@@ -30,9 +30,9 @@ from mesh.weights.manifest import ShardRef
 from mesh.weights.signing import TrustRoot
 from mesh.weights.store import ShardStore
 from mesh.wire import coordinator_pb2, stage_pb2_grpc
-from mesh.wire.channel import format_endpoint, server_options
+from mesh.wire.channel import bind_server, format_endpoint, server_options
 from mesh.wire.tensors import StageContract
-from node.accepting import AcceptedOffer, Limits, accept
+from node.accepting import AcceptedOffer, LicenseNotAccepted, Limits, accept
 from node.capacity import disk_bytes, memory_bytes
 from node.config import NodeConfig
 from node.coordinator_client import CoordinatorClient
@@ -82,7 +82,7 @@ async def join(parts: NodeParts, config: NodeConfig) -> None:
         return await client.accept_offer(offer.release_id, accepted.layers, accepted.plan.total_bytes)
 
     membership = Membership(client, status, rejoin, lease, peers)
-    async with _running(membership.run(), name="membership"):
+    async with _beside(membership.run(), name="membership"):
         try:
             paths = await _fetch(parts, config, accepted, membership, status)
             status.state = coordinator_pb2.LOADING
@@ -110,8 +110,15 @@ async def _agree(
     trust = TrustRoot.load(config.trust_file) if config.trust_file else None
     for attempts_left in reversed(range(_OFFER_ATTEMPTS)):
         offer, peers = await _request_offer(client, parts, config, limits, wait_seconds=config.wait_seconds)
-        accepted = accept(offer, trust_digest=config.token.trust_digest, trust_override=trust, limits=limits)
-        parts.reporter.plan(config.name, accepted)
+        try:
+            accepted = accept(
+                offer, trust_digest=config.token.trust_digest, trust_override=trust, limits=limits
+            )
+        except LicenseNotAccepted as exc:
+            parts.reporter.license(exc.license_id, exc.text)
+            raise
+        missing = sum(ref.size for ref in accepted.shards if parts.store.path(ref) is None)
+        parts.reporter.plan(config.name, accepted, missing)
         await _ask_volunteer(config)
         try:
             lease = await client.accept_offer(offer.release_id, accepted.layers, accepted.plan.total_bytes)
@@ -169,7 +176,7 @@ async def _fetch(
 
     def on_progress(progress: FetchProgress) -> None:
         status.progress = progress.done_bytes / max(1, progress.wanted_bytes)
-        parts.reporter.fetching(progress.done_bytes, progress.wanted_bytes, progress.num_peers)
+        parts.reporter.fetching(progress)
 
     report: FetchReport = await fetch(
         parts.swarm,
@@ -183,7 +190,7 @@ async def _fetch(
     )
     status.progress = 1.0
     status.fetched_bytes, status.redundant_bytes = report.fetched_bytes, report.redundant_bytes
-    parts.reporter.fetched(report.fetched_bytes, report.redundant_bytes, report.seconds)
+    parts.reporter.fetched(accepted, report)
     return report.paths
 
 
@@ -217,14 +224,11 @@ async def _serving(
     engine.start()
     server = grpc.aio.server(options=server_options())
     stage_pb2_grpc.add_StageServicer_to_server(service, server)
-    host, wanted = config.listen
     try:
-        port = server.add_insecure_port(format_endpoint(host, wanted))
-    except RuntimeError as exc:  # how grpc says that it cannot bind
+        host, port = config.listen[0], bind_server(server, config.listen, flag="--listen")
+    except MeshError:
         await engine.stop()
-        raise MeshError(
-            f"cannot listen on {format_endpoint(host, wanted)}: the port is in use; choose another --listen"
-        ) from exc
+        raise
     await server.start()
     status.stage = (host, port)
     status.kv_tokens_free = lambda: sessions.free_tokens
@@ -249,10 +253,26 @@ async def _say_goodbye(client: CoordinatorClient) -> None:
 
 
 @asynccontextmanager
-async def _running(work: Coroutine[Any, Any, None], *, name: str) -> AsyncIterator[None]:
+async def _beside(work: Coroutine[Any, Any, None], *, name: str) -> AsyncIterator[None]:
+    """Run ``work`` beside the body: it ends with the body, and if it fails the body is cancelled and its error raised."""
+    body = asyncio.current_task()
+    assert body is not None
+    failures: list[BaseException] = []
+
+    def on_done(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            failures.append(failure)
+            body.cancel()
+
     task = asyncio.create_task(work, name=name)
+    task.add_done_callback(on_done)
     try:
         yield
+    except asyncio.CancelledError:
+        if failures:
+            body.uncancel()
+            raise failures[0] from None
+        raise
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from mesh.errors import MeshError, NotFound
+from mesh.errors import MeshError, NotFound, Temporary, Unreachable
 from mesh.wire import common_pb2, coordinator_pb2
 from node.coordinator_client import CoordinatorClient, endpoints
 
@@ -82,6 +82,7 @@ class Membership:
         await heard
 
     async def run(self) -> None:
+        """Raises NotAuthorised, UsageError, … if the coordinator will not have us back."""
         is_connected = True
         while True:
             wait = max(0.05, self._lease_seconds / _RENEWALS_PER_LEASE)
@@ -114,10 +115,11 @@ class Membership:
         self._waiting = [(wanted, heard) for wanted, heard in self._waiting if not heard.done()]
 
     async def _try_rejoin(self) -> float:
+        """Seconds until the next try. A refusal that will not change by asking again is raised."""
         try:
             await self._rejoin()
             logger.info("joined again")
             return 0.05  # report our state at once
-        except MeshError as exc:
+        except (Unreachable, Temporary) as exc:
             logger.warning("could not join again, trying on", extra={"reason": str(exc)})
             return _RETRY_SECONDS

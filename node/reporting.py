@@ -7,27 +7,23 @@ import sys
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mesh.sizes import format_size
+from mesh.swarm.fetching import FetchProgress, FetchReport
 from node.accepting import AcceptedOffer
 
 
 class Reporter(Protocol):
-    def plan(self, name: str, accepted: AcceptedOffer) -> None: ...
+    def license(self, license_id: str, text: bytes) -> None: ...
+
+    def plan(self, name: str, accepted: AcceptedOffer, missing_bytes: int) -> None: ...
 
     def reserved(self) -> None: ...
 
-    def fetching(self, done_bytes: int, wanted_bytes: int, num_peers: int) -> None: ...
+    def fetching(self, progress: FetchProgress) -> None: ...
 
-    def fetched(self, payload_bytes: int, redundant_bytes: int, seconds: float) -> None: ...
+    def fetched(self, accepted: AcceptedOffer, report: FetchReport) -> None: ...
 
     def loading(self) -> None: ...
 
@@ -42,7 +38,10 @@ class JsonReporter:
     def __init__(self, node_id: str, incarnation: int) -> None:
         self._node_id, self._incarnation = node_id, incarnation
 
-    def plan(self, name: str, accepted: AcceptedOffer) -> None:
+    def license(self, license_id: str, text: bytes) -> None:
+        self._emit("license", id=license_id, text=text.decode("utf-8", errors="replace"))
+
+    def plan(self, name: str, accepted: AcceptedOffer, missing_bytes: int) -> None:
         self._emit(
             "plan",
             node=name,
@@ -51,19 +50,29 @@ class JsonReporter:
             model=accepted.manifest.name,
             layers=str(accepted.layers),
             shards=len(accepted.shards),
-            download_bytes=accepted.download_bytes,
+            shard_bytes=accepted.shard_bytes,
+            download_bytes=missing_bytes,
             memory_bytes=accepted.plan.total_bytes,
         )
 
     def reserved(self) -> None:
         self._emit("reserved")
 
-    def fetching(self, done_bytes: int, wanted_bytes: int, num_peers: int) -> None:
-        self._emit("fetching", done_bytes=done_bytes, wanted_bytes=wanted_bytes, peers=num_peers)
-
-    def fetched(self, payload_bytes: int, redundant_bytes: int, seconds: float) -> None:
+    def fetching(self, progress: FetchProgress) -> None:
         self._emit(
-            "fetched", payload_bytes=payload_bytes, redundant_bytes=redundant_bytes, seconds=round(seconds, 3)
+            "fetching",
+            done_bytes=progress.done_bytes,
+            wanted_bytes=progress.wanted_bytes,
+            rate=progress.rate,
+            peers=progress.num_peers,
+        )
+
+    def fetched(self, accepted: AcceptedOffer, report: FetchReport) -> None:
+        self._emit(
+            "fetched",
+            payload_bytes=report.fetched_bytes,
+            redundant_bytes=report.redundant_bytes,
+            seconds=round(report.seconds, 3),
         )
 
     def loading(self) -> None:
@@ -88,12 +97,22 @@ class ConsoleReporter:
         self._progress: Progress | None = None
         self._task: Any = None
 
-    def plan(self, name: str, accepted: AcceptedOffer) -> None:
+    def license(self, license_id: str, text: bytes) -> None:
+        self._console.rule(license_id)
+        self._console.print(text.decode("utf-8", errors="replace"), markup=False, highlight=False)
+        self._console.rule()
+
+    def plan(self, name: str, accepted: AcceptedOffer, missing_bytes: int) -> None:
         manifest, plan = accepted.manifest, accepted.plan
+        held = (
+            ""
+            if missing_bytes == accepted.shard_bytes
+            else f" of {format_size(accepted.shard_bytes)}, the rest is here"
+        )
         self._console.print(
             f"[bold]{name}[/bold] will host layers [bold]{accepted.layers}[/bold] of {manifest.config.num_layers} "
             f"of {manifest.name} ({manifest.quantization}, {manifest.license.id})\n"
-            f"  download {format_size(accepted.download_bytes)} in {len(accepted.shards)} shards, "
+            f"  download {format_size(missing_bytes)}{held} in {len(accepted.shards)} shards, "
             f"memory {format_size(plan.total_bytes)} "
             f"(weights {format_size(plan.weight_bytes)}, KV cache {format_size(plan.kv_bytes)}, "
             f"workspace {format_size(plan.workspace_bytes)}, runtime {format_size(plan.runtime_bytes)})",
@@ -103,26 +122,30 @@ class ConsoleReporter:
     def reserved(self) -> None:
         pass  # the plan said it
 
-    def fetching(self, done_bytes: int, wanted_bytes: int, num_peers: int) -> None:
+    def fetching(self, progress: FetchProgress) -> None:
         if self._progress is None:
             self._progress = Progress(
                 TextColumn("fetching"),
                 BarColumn(),
-                DownloadColumn(binary_units=True),
-                TransferSpeedColumn(),
-                TextColumn("peers {task.fields[peers]}"),
+                TextColumn("{task.fields[amount]}"),
                 TimeRemainingColumn(),
                 console=self._console,
             )
             self._progress.start()
-            self._task = self._progress.add_task("fetching", total=wanted_bytes, peers=num_peers)
-        self._progress.update(self._task, completed=done_bytes, peers=num_peers)
+            self._task = self._progress.add_task("fetching", amount="")
+        self._progress.update(
+            self._task,
+            completed=progress.done_bytes,
+            total=progress.wanted_bytes,
+            amount=f"{format_size(progress.done_bytes)} / {format_size(progress.wanted_bytes)}"
+            f"  {format_size(progress.rate)}/s  {progress.num_peers} peers",
+        )
 
-    def fetched(self, payload_bytes: int, redundant_bytes: int, seconds: float) -> None:
+    def fetched(self, accepted: AcceptedOffer, report: FetchReport) -> None:
         self.close()
         self._console.print(
-            f"fetched and verified {format_size(payload_bytes)} in {seconds:.1f} s "
-            f"({format_size(redundant_bytes)} redundant)",
+            f"verified {format_size(accepted.shard_bytes)}, of these {format_size(report.fetched_bytes)} fetched "
+            f"in {report.seconds:.1f} s ({format_size(report.redundant_bytes)} redundant)",
             highlight=False,
         )
 

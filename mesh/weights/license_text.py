@@ -20,11 +20,15 @@ def resolve_license(license_id: str, given: bytes | None, found: bytes | None) -
     Raises UsageError if there is none.
     """
     bundled_id = _BUNDLED.get(license_id.lower())
+    bundled = (
+        None
+        if bundled_id is None
+        else (files("mesh.weights") / "licenses" / f"{bundled_id}.txt").read_bytes()
+    )
     if given is not None:
         text, source = given, "the license file"
-    elif bundled_id is not None:
-        resource = files("mesh.weights") / "licenses" / f"{bundled_id}.txt"
-        text, source = resource.read_bytes(), bundled_id
+    elif bundled is not None:
+        text, source = bundled, str(bundled_id)
     elif found is not None:
         text, source = found, "the checkpoint's LICENSE"
     else:
@@ -34,4 +38,5 @@ def resolve_license(license_id: str, given: bytes | None, found: bytes | None) -
         )
     if not text.strip():
         raise UsageError(f"license {license_id}: {source} is empty")
-    return bundled_id or license_id, text, bundled_id is not None
+    # Open is what the bundled text grants; other words under its name are other terms, to be read and accepted.
+    return bundled_id or license_id, text, text == bundled

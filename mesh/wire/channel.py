@@ -7,12 +7,14 @@ the pings ends the connection as abuse; the BDP probe stays on, without it a WAN
 
 from __future__ import annotations
 
+import errno
 import ipaddress
+import socket
 
 import grpc
 import grpc.aio
 
-from mesh.errors import UsageError
+from mesh.errors import MeshError, UsageError
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # an offer carries the .torrent; frames of steps stay near 1 MiB
 KEEPALIVE_MS = 2000
@@ -75,3 +77,29 @@ def require_loopback(host: str, *, what: str, insecure: bool) -> None:
             f"{what} {host}: links are neither encrypted nor authenticated yet, so only loopback is allowed; "
             "use 127.0.0.1, or --insecure inside a network you alone control"
         )
+
+
+def listening_socket(endpoint: tuple[str, int], *, flag: str) -> socket.socket:
+    """Raises MeshError, saying which flag to change, if nothing can listen there."""
+    family = socket.AF_INET6 if ":" in endpoint[0] else socket.AF_INET
+    try:
+        return socket.create_server(endpoint, family=family, backlog=1024)
+    except OSError as exc:
+        reason = "the port is in use" if exc.errno == errno.EADDRINUSE else (exc.strerror or str(exc))
+        raise _cannot_listen(endpoint, reason, flag) from exc
+
+
+def bind_server(server: grpc.aio.Server, endpoint: tuple[str, int], *, flag: str) -> int:
+    """Bind a gRPC server, return its port. Raises MeshError as ``listening_socket`` does."""
+    listening_socket(endpoint, flag=flag).close()  # gRPC itself says in many lines that a port is taken
+    try:
+        return int(server.add_insecure_port(format_endpoint(*endpoint)))
+    except RuntimeError as exc:
+        raise _cannot_listen(endpoint, str(exc), flag) from exc
+
+
+def _cannot_listen(endpoint: tuple[str, int], reason: str, flag: str) -> MeshError:
+    return MeshError(
+        f"cannot listen on {format_endpoint(*endpoint)}: {reason}; stop what uses it, "
+        f"or choose another with {flag} HOST:PORT"
+    )

@@ -54,20 +54,22 @@ class OfferRequest(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., token_secret: _Optional[bytes] = ..., node_id: _Optional[str] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., kernel_id: _Optional[str] = ..., kv_tokens: _Optional[int] = ...) -> None: ...
 
 class Offer(_message.Message):
-    __slots__ = ("release_id", "trust_root", "manifest", "torrent", "layers", "peers")
+    __slots__ = ("release_id", "trust_root", "manifest", "torrent", "layers", "peers", "license_text")
     RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
     TRUST_ROOT_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     TORRENT_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
+    LICENSE_TEXT_FIELD_NUMBER: _ClassVar[int]
     release_id: str
     trust_root: bytes
     manifest: bytes
     torrent: bytes
     layers: _common_pb2.LayerRange
     peers: _containers.RepeatedCompositeFieldContainer[_common_pb2.Endpoint]
-    def __init__(self, release_id: _Optional[str] = ..., trust_root: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., torrent: _Optional[bytes] = ..., layers: _Optional[_Union[_common_pb2.LayerRange, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[_common_pb2.Endpoint, _Mapping]]] = ...) -> None: ...
+    license_text: bytes
+    def __init__(self, release_id: _Optional[str] = ..., trust_root: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., torrent: _Optional[bytes] = ..., layers: _Optional[_Union[_common_pb2.LayerRange, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[_common_pb2.Endpoint, _Mapping]]] = ..., license_text: _Optional[bytes] = ...) -> None: ...
 
 class Acceptance(_message.Message):
     __slots__ = ("node_id", "incarnation", "release_id", "layers", "memory_bytes")

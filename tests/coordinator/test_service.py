@@ -47,7 +47,7 @@ CONFIG = LlamaConfig(
     bos_token_id=None,
     eos_token_ids=(),
 )
-RELEASE = OfferedRelease("ab" * 32, CONFIG, b"trust root", b"envelope", b"torrent")
+RELEASE = OfferedRelease("ab" * 32, CONFIG, b"trust root", b"envelope", b"torrent", b"license")
 KV_TOKENS = 128
 PLENTY = 1 << 40  # bytes
 HALF = max(plan_stage(CONFIG, LayerRange(start, start + 2), KV_TOKENS).total_bytes for start in (0, 2))

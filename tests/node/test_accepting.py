@@ -18,8 +18,10 @@ from mesh.errors import (
 )
 from mesh.layers import LayerRange
 from mesh.weights.signing import PrivateKey, TrustRoot, sign_manifest
-from node.accepting import AcceptedOffer, Limits, OfferedBytes, accept
+from node.accepting import AcceptedOffer, LicenseNotAccepted, Limits, OfferedBytes, accept
 from tests.support.releases import PackedRelease, pack_tiny
+
+LICENSE_TEXT = b"Read me, then say so."
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> PackedRelease:
     return pack_tiny(
         tmp_path_factory.mktemp("release"),
         license_id="LicenseRef-test",
-        license_text=b"Read me, then say so.",
+        license_text=LICENSE_TEXT,
     )
 
 
@@ -40,6 +42,7 @@ def offer(packed: PackedRelease) -> OfferedBytes:
         release.envelope,
         release.torrent,
         LayerRange(1, 3),
+        LICENSE_TEXT,
     )
 
 
@@ -108,6 +111,17 @@ def test_license_that_was_not_accepted_is_refused_naming_it(
     with pytest.raises(LicenseRefused, match="--accept-license LicenseRef-test") as refusal:
         judge(offer, packed, replace(LIMITS, accepted_license=None))
     assert refusal.value.exit_code == 5
+
+
+def test_license_text_is_shown_and_only_the_one_that_was_signed(
+    offer: OfferedBytes, packed: PackedRelease
+) -> None:
+    nothing = replace(LIMITS, accepted_license=None)
+    with pytest.raises(LicenseNotAccepted) as refusal:
+        judge(offer, packed, nothing)
+    assert refusal.value.text == LICENSE_TEXT
+    with pytest.raises(IntegrityError, match="another licence text"):
+        judge(replace(offer, license_text=b"Do as you like."), packed, nothing)
 
 
 def test_layers_beyond_the_model_are_refused(offer: OfferedBytes, packed: PackedRelease) -> None:
