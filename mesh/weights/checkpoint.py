@@ -75,7 +75,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         magic = file.read(4)
     if magic != b"GGUF":
         raise CheckpointUnsupported(
-            f"{path}: neither a GGUF file nor a Hugging Face directory with config.json and model.safetensors"
+            f"{path}: neither a GGUF file nor a Hugging Face directory with config.json and weights"
         )
     from mesh.weights.gguf_checkpoint import open_gguf
 

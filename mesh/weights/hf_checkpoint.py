@@ -1,39 +1,38 @@
-"""Import of a Hugging Face directory: ``config.json``, one ``model.safetensors``, ``tokenizer.json``.
+"""Import of a Hugging Face directory: ``config.json``, the weights, ``tokenizer.json``.
 
-Names and RoPE order are already the canonical ones. Pickles are never opened. Knows files; what the config means is in
-``hf_config.py``, what a safetensors header may say in ``tensor_file.py``.
+Names and RoPE order are already the canonical ones. Knows the small files and which tensor goes where; what the config
+means is in ``hf_config.py``, in which files the tensors lie in ``hf_weights.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mesh import strict_json
 from mesh.architecture import LlamaConfig
 from mesh.errors import CheckpointUnsupported, NotFound
-from mesh.weights.checkpoint import Checkpoint, file_chunks, release_name
+from mesh.weights.checkpoint import Checkpoint, release_name
 from mesh.weights.hf_config import llama_config
+from mesh.weights.hf_weights import find_weights
 from mesh.weights.layout import Place, tensor_shapes, weight_places
 from mesh.weights.shard import TensorSource
-from mesh.weights.tensor_file import TensorInfo, parse_safetensors
 
-WEIGHTS = "model.safetensors"
 LICENSE_NAMES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 MAX_JSON_BYTES = 64 * 1024 * 1024  # a tokenizer.json of 2^18 tokens has some 35 MB
 MAX_LICENSE_BYTES = 1024 * 1024
-MAX_HEADER_BYTES = 100_000_000  # safetensors' own bound
 
 _DTYPES = ("F32", "F16", "BF16")
 
 
 def open_hf(directory: Path) -> Checkpoint:
     """Raises NotFound for a missing file, CheckpointUnsupported for one this version cannot use."""
-    weights = _weights_file(directory)
     reader = _Directory(directory)
+    weights = find_weights(directory)
     config = llama_config(reader.json("config.json"), reader.json("generation_config.json", optional=True))
-    sources = _sources(weights, config)
+    sources = _sources(directory, weights.tensors, config)
     tokenizer = reader.bytes("tokenizer.json", MAX_JSON_BYTES)
     if not isinstance(_parse(directory / "tokenizer.json", tokenizer).get("model"), dict):
         raise CheckpointUnsupported(
@@ -50,28 +49,13 @@ def open_hf(directory: Path) -> Checkpoint:
         aux_files=aux_files,
         license_text=reader.bytes(license_name, MAX_LICENSE_BYTES) if license_name else None,
         source=directory,
-        source_files=(weights, *reader.read),
+        source_files=(*weights.files, *reader.read),
     )
 
 
-def _weights_file(directory: Path) -> Path:
-    if (directory / WEIGHTS).is_file():
-        return directory / WEIGHTS
-    if (directory / f"{WEIGHTS}.index.json").is_file():
-        raise CheckpointUnsupported(
-            f"{directory}: weights split over several safetensors files are not supported yet; merge them into one {WEIGHTS}"
-        )
-    if pickles := sorted(path.name for path in directory.iterdir() if path.suffix in (".bin", ".pth", ".pt")):
-        raise CheckpointUnsupported(
-            f"{directory / pickles[0]}: a pickle can run code and is never opened; convert it to {WEIGHTS}"
-        )
-    raise NotFound(
-        f"{directory / WEIGHTS} does not exist; expected config.json, {WEIGHTS} and tokenizer.json"
-    )
-
-
-def _sources(path: Path, config: LlamaConfig) -> dict[Place, tuple[TensorSource, ...]]:
-    tensors, data_start = _safetensors(path)
+def _sources(
+    directory: Path, tensors: Mapping[str, TensorSource], config: LlamaConfig
+) -> dict[Place, tuple[TensorSource, ...]]:
     wanted: set[str] = set()
     sources: dict[Place, tuple[TensorSource, ...]] = {}
     for role, layer in weight_places(config):
@@ -80,54 +64,31 @@ def _sources(path: Path, config: LlamaConfig) -> dict[Place, tuple[TensorSource,
         for name, shape in tensor_shapes(config, role).items():
             full_name = name if name == "lm_head.weight" else prefix + name
             wanted.add(full_name)
-            made.append(_source(path, tensors, full_name, name, shape, data_start))
+            made.append(_source(directory, tensors, full_name, name, shape))
         sources[role, layer] = tuple(made)
     # Buffers that old versions saved: recomputed from the config. And the twin of a tied embedding.
     ignored = {name for name in tensors if name.endswith(".rotary_emb.inv_freq")} | {"lm_head.weight"}
     if unknown := sorted(tensors.keys() - wanted - ignored):
         raise CheckpointUnsupported(
-            f"{path}: tensor {unknown[0]!r} has no place in a LLaMA of {config.num_layers} layers"
+            f"{directory}: tensor {unknown[0]!r} has no place in a LLaMA of {config.num_layers} layers"
         )
     return sources
 
 
 def _source(
-    path: Path,
-    tensors: Mapping[str, TensorInfo],
-    full_name: str,
-    name: str,
-    shape: tuple[int, ...],
-    data_start: int,
+    directory: Path, tensors: Mapping[str, TensorSource], full_name: str, name: str, shape: tuple[int, ...]
 ) -> TensorSource:
-    if (info := tensors.get(full_name)) is None:
-        raise CheckpointUnsupported(f"{path}: tensor {full_name} is missing")
-    if info.type not in _DTYPES:
+    if (found := tensors.get(full_name)) is None:
+        raise CheckpointUnsupported(f"{directory}: tensor {full_name} is missing")
+    if found.type not in _DTYPES:
         raise CheckpointUnsupported(
-            f"{path}: tensor {full_name} is {info.type}; supported: {', '.join(_DTYPES)}"
+            f"{directory}: tensor {full_name} is {found.type}; supported: {', '.join(_DTYPES)}"
         )
-    if info.shape != shape:
+    if found.shape != shape:
         raise CheckpointUnsupported(
-            f"{path}: tensor {full_name} is {list(info.shape)}, config.json implies {list(shape)}"
+            f"{directory}: tensor {full_name} is {list(found.shape)}, config.json implies {list(shape)}"
         )
-    return TensorSource(
-        name, info.type, shape, lambda: file_chunks(path, data_start + info.offset, info.nbytes)
-    )
-
-
-def _safetensors(path: Path) -> tuple[dict[str, TensorInfo], int]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 0 < length <= min(MAX_HEADER_BYTES, size - 8):
-            raise CheckpointUnsupported(
-                f"{path}: not a safetensors file, its header would have {length} bytes"
-            )
-        header = file.read(length)
-    try:
-        tensors, _ = parse_safetensors(header, size - 8 - length, max_bytes=MAX_HEADER_BYTES)
-    except ValueError as exc:
-        raise CheckpointUnsupported(f"{path}: not a safetensors file we can read: {exc}") from exc
-    return tensors, 8 + length
+    return replace(found, name=name)
 
 
 def _chat_template(reader: _Directory) -> str | None:

@@ -174,16 +174,6 @@ def test_a_missing_file_is_named(tiny: Path, name: str) -> None:
         open_checkpoint(tiny)
 
 
-def test_split_weights_and_pickles_are_refused_by_name(tiny: Path) -> None:
-    (tiny / "model.safetensors").unlink()
-    (tiny / "pytorch_model.bin").write_bytes(b"\x80\x04")
-    with pytest.raises(CheckpointUnsupported, match=r"pytorch_model\.bin: a pickle"):
-        open_checkpoint(tiny)
-    (tiny / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(CheckpointUnsupported, match="merge them"):
-        open_checkpoint(tiny)
-
-
 @pytest.mark.parametrize("content", [b"", b"12345678", bytes(100), (2**63).to_bytes(8, "little") + b"{}"])
 def test_a_file_that_is_not_safetensors_is_refused(tiny: Path, content: bytes) -> None:
     (tiny / "model.safetensors").write_bytes(content)
