@@ -53,9 +53,9 @@ class Checkpoint:
         return sum(path.stat().st_size for path in self.source_files)
 
     def source_digest(self, on_bytes: Callable[[int], None] = lambda _: None) -> str:
-        """Hex SHA-256 of the file; of a directory, of the sorted ``name size sha256`` lines of the files read."""
+        """Hex SHA-256 of the file; of several, of the sorted ``name size sha256`` lines of the files read."""
         digests = {path.name: _sha256(path, on_bytes) for path in self.source_files}
-        if self.source.is_file():
+        if self.source_files == (self.source,):
             return digests[self.source.name]
         lines = sorted(
             f"{path.name} {path.stat().st_size} {digests[path.name]}\n" for path in self.source_files
