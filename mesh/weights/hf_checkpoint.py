@@ -1,4 +1,4 @@
-"""Import of a Hugging Face directory: ``config.json``, the weights, ``tokenizer.json``.
+"""Import of a Hugging Face directory: ``config.json``, the weights, ``tokenizer.json`` or ``tokenizer.model``.
 
 Names and RoPE order are already the canonical ones. Knows the small files and which tensor goes where; what the config
 means is in ``hf_config.py``, in which files the tensors lie in ``hf_weights.py``.
@@ -6,7 +6,8 @@ means is in ``hf_config.py``, in which files the tensors lie in ``hf_weights.py`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from mesh import strict_json
 from mesh.architecture import LlamaConfig
 from mesh.errors import CheckpointUnsupported, NotFound
 from mesh.weights.checkpoint import Checkpoint, release_name
+from mesh.weights.gguf_tokenizer import tokenizer_json
 from mesh.weights.hf_config import llama_config
 from mesh.weights.hf_weights import find_weights
 from mesh.weights.layout import Place, tensor_shapes, weight_places
 from mesh.weights.shard import TensorSource
+from mesh.weights.tokenizer_model import MAX_TOKENIZER_MODEL_BYTES, vocabulary
 
 LICENSE_NAMES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 MAX_JSON_BYTES = 64 * 1024 * 1024  # a tokenizer.json of 2^18 tokens has some 35 MB
@@ -33,12 +36,7 @@ def open_hf(directory: Path) -> Checkpoint:
     weights = find_weights(directory)
     config = llama_config(reader.json("config.json"), reader.json("generation_config.json", optional=True))
     sources = _sources(directory, weights.tensors, config)
-    tokenizer = reader.bytes("tokenizer.json", MAX_JSON_BYTES)
-    if not isinstance(_parse(directory / "tokenizer.json", tokenizer).get("model"), dict):
-        raise CheckpointUnsupported(
-            f"{directory / 'tokenizer.json'}: no model in it; is it of Hugging Face's tokenizers?"
-        )
-    aux_files = {"tokenizer.json": tokenizer}
+    aux_files = {"tokenizer.json": _tokenizer(reader, config)}
     if template := _chat_template(reader):
         aux_files["chat_template.jinja"] = template.encode()
     license_name = next((name for name in LICENSE_NAMES if (directory / name).is_file()), None)
@@ -89,6 +87,42 @@ def _source(
             f"{directory}: tensor {full_name} is {list(found.shape)}, config.json implies {list(shape)}"
         )
     return replace(found, name=name)
+
+
+def _tokenizer(reader: _Directory, config: LlamaConfig) -> bytes:
+    """The ``tokenizer.json``; where there is none, one made of ``tokenizer.model``."""
+    path = reader.directory / "tokenizer.json"
+    if not path.is_file() and (reader.directory / "tokenizer.model").is_file():
+        return _converted_tokenizer(reader, config)
+    data = reader.bytes("tokenizer.json", MAX_JSON_BYTES)
+    if not isinstance(_parse(path, data).get("model"), dict):
+        raise CheckpointUnsupported(f"{path}: no model in it; is it of Hugging Face's tokenizers?")
+    return data
+
+
+def _converted_tokenizer(reader: _Directory, config: LlamaConfig) -> bytes:
+    path = reader.directory / "tokenizer.model"
+    settings = reader.json("tokenizer_config.json", optional=True)
+    specials = {str(text) for text in _texts(settings)} | {
+        str(text) for text in _texts(reader.json("special_tokens_map.json", optional=True))
+    }
+    by_text = reader.json("added_tokens.json", optional=True)
+    added = {id_: (text, text in specials) for text, id_ in by_text.items() if type(id_) is int}
+    for key, token in (settings.get("added_tokens_decoder") or {}).items():
+        if isinstance(token, dict) and re.fullmatch(r"\d{1,7}", key, re.ASCII):
+            added[int(key)] = str(token.get("content")), token.get("special") is True
+    metadata = vocabulary(path, reader.bytes(path.name, MAX_TOKENIZER_MODEL_BYTES), config.vocab_size, added)
+    for key in ("add_bos_token", "add_eos_token"):
+        if type(settings.get(key)) is bool:
+            metadata[f"tokenizer.ggml.{key}"] = settings[key]
+    return strict_json.dumps(tokenizer_json(path, metadata, config.vocab_size))
+
+
+def _texts(settings: Mapping[str, Any]) -> Iterator[Any]:
+    """The tokens that are named: ``"bos_token": "<s>"`` or ``"bos_token": {"content": "<s>"}``."""
+    for key, value in settings.items():
+        if key.endswith("_token"):
+            yield value.get("content") if isinstance(value, dict) else value
 
 
 def _chat_template(reader: _Directory) -> str | None:
