@@ -11,7 +11,9 @@ SCHEMA = "mesh.pack/1"
 
 
 def pack(
-    source: Annotated[Path, typer.Argument(help="A GGUF file or a Hugging Face directory.")],
+    source: Annotated[
+        Path, typer.Argument(help="A GGUF file, or a directory of Hugging Face's or Meta's files.")
+    ],
     out: Annotated[Path, typer.Option(help="The directory to make; it must not exist or be empty.")],
     license_id: Annotated[str, typer.Option("--license", help="SPDX id, or LicenseRef-… for others.")],
     key: Annotated[

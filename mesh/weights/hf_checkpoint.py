@@ -14,38 +14,34 @@ from typing import Any
 
 from mesh import strict_json
 from mesh.architecture import LlamaConfig
-from mesh.errors import CheckpointUnsupported, NotFound
+from mesh.errors import CheckpointUnsupported
 from mesh.weights.checkpoint import Checkpoint, release_name
 from mesh.weights.gguf_tokenizer import tokenizer_json
 from mesh.weights.hf_config import llama_config
 from mesh.weights.hf_weights import find_weights
 from mesh.weights.layout import Place, tensor_shapes, weight_places
 from mesh.weights.shard import TensorSource
+from mesh.weights.small_files import MAX_JSON_BYTES, MAX_TEXT_BYTES, SmallFiles, parse_object
 from mesh.weights.tokenizer_model import MAX_TOKENIZER_MODEL_BYTES, vocabulary
-
-LICENSE_NAMES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
-MAX_JSON_BYTES = 64 * 1024 * 1024  # a tokenizer.json of 2^18 tokens has some 35 MB
-MAX_LICENSE_BYTES = 1024 * 1024
 
 _DTYPES = ("F32", "F16", "BF16")
 
 
 def open_hf(directory: Path) -> Checkpoint:
     """Raises NotFound for a missing file, CheckpointUnsupported for one this version cannot use."""
-    reader = _Directory(directory)
+    reader = SmallFiles(directory, "a Hugging Face directory of a LLaMA")
     weights = find_weights(directory)
     config = llama_config(reader.json("config.json"), reader.json("generation_config.json", optional=True))
     sources = _sources(directory, weights.tensors, config)
     aux_files = {"tokenizer.json": _tokenizer(reader, config)}
     if template := _chat_template(reader):
         aux_files["chat_template.jinja"] = template.encode()
-    license_name = next((name for name in LICENSE_NAMES if (directory / name).is_file()), None)
     return Checkpoint(
         name=release_name(directory.resolve().name),
         config=config,
         shards=sources,
         aux_files=aux_files,
-        license_text=reader.bytes(license_name, MAX_LICENSE_BYTES) if license_name else None,
+        license_text=reader.license(),
         source=directory,
         source_files=(*weights.files, *reader.read),
     )
@@ -89,18 +85,18 @@ def _source(
     return replace(found, name=name)
 
 
-def _tokenizer(reader: _Directory, config: LlamaConfig) -> bytes:
+def _tokenizer(reader: SmallFiles, config: LlamaConfig) -> bytes:
     """The ``tokenizer.json``; where there is none, one made of ``tokenizer.model``."""
     path = reader.directory / "tokenizer.json"
     if not path.is_file() and (reader.directory / "tokenizer.model").is_file():
         return _converted_tokenizer(reader, config)
     data = reader.bytes("tokenizer.json", MAX_JSON_BYTES)
-    if not isinstance(_parse(path, data).get("model"), dict):
+    if not isinstance(parse_object(path, data).get("model"), dict):
         raise CheckpointUnsupported(f"{path}: no model in it; is it of Hugging Face's tokenizers?")
     return data
 
 
-def _converted_tokenizer(reader: _Directory, config: LlamaConfig) -> bytes:
+def _converted_tokenizer(reader: SmallFiles, config: LlamaConfig) -> bytes:
     path = reader.directory / "tokenizer.model"
     settings = reader.json("tokenizer_config.json", optional=True)
     specials = {str(text) for text in _texts(settings)} | {
@@ -125,10 +121,10 @@ def _texts(settings: Mapping[str, Any]) -> Iterator[Any]:
             yield value.get("content") if isinstance(value, dict) else value
 
 
-def _chat_template(reader: _Directory) -> str | None:
+def _chat_template(reader: SmallFiles) -> str | None:
     if (reader.directory / "chat_template.jinja").is_file():
         try:
-            return reader.bytes("chat_template.jinja", MAX_LICENSE_BYTES).decode()
+            return reader.bytes("chat_template.jinja", MAX_TEXT_BYTES).decode()
         except UnicodeDecodeError as exc:
             raise CheckpointUnsupported(f"{reader.directory / 'chat_template.jinja'}: not UTF-8") from exc
     template = reader.json("tokenizer_config.json", optional=True).get("chat_template")
@@ -140,37 +136,3 @@ def _chat_template(reader: _Directory) -> str | None:
             f"{reader.directory / 'tokenizer_config.json'}: chat_template is not a text"
         )
     return template
-
-
-class _Directory:
-    """Reads the small files of a directory, bounded, and remembers which."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.read: list[Path] = []
-
-    def bytes(self, name: str, max_bytes: int) -> bytes:
-        path = self.directory / name
-        if not path.is_file():
-            raise NotFound(f"{path} does not exist; a Hugging Face directory of a LLaMA has one")
-        with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
-        if len(data) > max_bytes:
-            raise CheckpointUnsupported(f"{path} is larger than {max_bytes} bytes")
-        self.read.append(path)
-        return data
-
-    def json(self, name: str, *, optional: bool = False) -> dict[str, Any]:
-        if optional and not (self.directory / name).is_file():
-            return {}
-        return _parse(self.directory / name, self.bytes(name, MAX_JSON_BYTES))
-
-
-def _parse(path: Path, data: bytes) -> dict[str, Any]:
-    try:
-        value = strict_json.loads(data, max_bytes=MAX_JSON_BYTES)
-    except ValueError as exc:
-        raise CheckpointUnsupported(f"{path}: {exc}") from exc
-    if not isinstance(value, dict):
-        raise CheckpointUnsupported(f"{path}: expected a JSON object")
-    return value

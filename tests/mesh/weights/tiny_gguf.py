@@ -19,7 +19,7 @@ MERGES = ("t h", "th e", "i n", "Ġ the")
 
 
 def interleave_rows(rows: Array, num_heads: int) -> Array:
-    """llama.cpp's ``permute`` (convert_hf_to_gguf.py): Hugging Face's row order to GGUF's."""
+    """llama.cpp's ``permute`` (convert_hf_to_gguf.py): Hugging Face's row order to GGUF's, which is Meta's. Of a tensor too."""
     return (
         rows.reshape(num_heads, 2, rows.shape[0] // num_heads // 2, *rows.shape[1:])
         .swapaxes(1, 2)
