@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 SCHEMA = "mesh.pack/1"
+
+
+class Quantization(StrEnum):
+    q8_0 = "q8_0"
+    q4_0 = "q4_0"
+    q4_1 = "q4_1"
 
 
 def pack(
@@ -27,6 +34,10 @@ def pack(
     ] = None,
     created: Annotated[
         str | None, typer.Option(help="RFC 3339 time in UTC. Default: SOURCE_DATE_EPOCH, else now.")
+    ] = None,
+    quantize: Annotated[
+        Quantization | None,
+        typer.Option(help="Turn float weights into blocks of this type. Default: keep them."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -53,6 +64,7 @@ def pack(
             key=signer,
             name=name,
             created=created,
+            quantize=quantize,
             progress=progress,
         )
     seconds = time.monotonic() - began

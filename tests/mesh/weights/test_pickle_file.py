@@ -18,8 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.errors import CheckpointUnsupported
+from mesh.publishing import pack_release
 from mesh.weights.pickle_file import read_pickle
+from mesh.weights.signing import PrivateKey
 from tests.mesh.weights.test_gguf_checkpoint import bytes_of
+from tests.support.tiny_models import write_tiny_checkpoint
 
 
 def saved(path: Path, value: Any, **options: Any) -> Path:
@@ -216,3 +219,15 @@ def test_big_endian_bytes_are_refused(tmp_path: Path) -> None:
         archive.writestr("archive/byteorder", "big")
     with pytest.raises(CheckpointUnsupported, match="little-endian"):
         read_pickle(path)
+
+
+def test_packing_an_exploit_leaves_nothing_behind(tmp_path: Path) -> None:
+    directory = write_tiny_checkpoint(tmp_path / "model", num_layers=1)
+    weights = {name: torch.ones(1) for name in ("a", "b")}
+    (directory / "model.safetensors").unlink()
+    saved(directory / "pytorch_model.bin", weights | {"c": Exploit(tmp_path / "owned")})
+    with pytest.raises(CheckpointUnsupported, match="nothing was run") as refusal:
+        pack_release(directory, tmp_path / "out", "Apache-2.0", None, PrivateKey.generate())
+    assert "\n" not in str(refusal.value)
+    assert refusal.value.exit_code == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"model"}
