@@ -7,12 +7,17 @@ files or of torch. Field names are Hugging Face's where one exists.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from mesh.errors import CheckpointUnsupported, ManifestInvalid
 
-ROPE_KINDS = ("default", "linear", "llama3")
+ROPE_KINDS = ("default", "linear", "llama3", "yarn")
+
+
+def _optional(default: Any) -> Any:
+    """A field that JSON leaves out at its default: what was written before it existed keeps its bytes."""
+    return field(default=default, metadata={"optional": True})
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +25,8 @@ class RopeConfig:
     """Rotary position embedding (Su et al. 2021, arXiv 2104.09864) and how it was stretched.
 
     ``linear`` divides positions by ``factor`` (Chen et al. 2023); ``llama3`` divides only the low frequencies
-    (Llama 3.1's reference ``apply_scaling``).
+    (Llama 3.1's reference ``apply_scaling``); ``yarn`` blends by how often a pair turns within the original context, and
+    multiplies cosines and sines by ``attention_factor`` (Peng et al. 2023, arXiv 2309.00071).
     """
 
     theta: float = 10000.0
@@ -29,6 +35,9 @@ class RopeConfig:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_context_length: int = 8192
+    beta_fast: float = _optional(32.0)  # turns: pairs that make more keep their frequency
+    beta_slow: float = _optional(1.0)  # turns: of pairs that make fewer it is divided by the factor
+    attention_factor: float = _optional(1.0)
 
     def __post_init__(self) -> None:
         if self.kind not in ROPE_KINDS:
@@ -42,6 +51,13 @@ class RopeConfig:
         _integer("rope.original_context_length", self.original_context_length, 1, 1 << 24)
         if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
             raise CheckpointUnsupported("RoPE scaling 'llama3': high_freq_factor must exceed low_freq_factor")
+        _number("rope.beta_fast", self.beta_fast, 1e-3, 1e6)
+        _number("rope.beta_slow", self.beta_slow, 1e-3, 1e6)
+        _number("rope.attention_factor", self.attention_factor, 1e-3, 1e3)
+        if self.beta_fast <= self.beta_slow:
+            raise CheckpointUnsupported("RoPE scaling 'yarn': beta_fast must exceed beta_slow")
+        if self.kind == "yarn" and self.theta <= 1:
+            raise CheckpointUnsupported("RoPE scaling 'yarn': theta must exceed 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +77,11 @@ class LlamaConfig:
     tied: bool  # lm_head shares embed_tokens' weights
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    qkv_bias: bool = _optional(False)  # Qwen2
+    output_bias: bool = _optional(False)  # on o_proj
+    mlp_bias: bool = _optional(False)
+    qk_norm: bool = _optional(False)  # RMSNorm of each query and key head before RoPE: Qwen3
+    sliding_window: int | None = _optional(None)  # tokens that a token sees, itself included: Mistral
 
     def __post_init__(self) -> None:
         _integer("hidden_size", self.hidden_size, 1, 1 << 17)
@@ -78,8 +99,11 @@ class LlamaConfig:
             )
         if self.head_dim % 2:
             raise CheckpointUnsupported(f"config head_dim={self.head_dim} is odd; RoPE turns pairs")
-        if type(self.tied) is not bool:
-            raise CheckpointUnsupported(f"config tied={self.tied!r}: expected true or false")
+        for name in ("tied", "qkv_bias", "output_bias", "mlp_bias", "qk_norm"):
+            if type(value := getattr(self, name)) is not bool:
+                raise CheckpointUnsupported(f"config {name}={value!r}: expected true or false")
+        if self.sliding_window is not None:
+            _integer("sliding_window", self.sliding_window, 1, self.context_length - 1)
         if len(self.eos_token_ids) > 64:
             raise CheckpointUnsupported(
                 f"config has {len(self.eos_token_ids)} EOS ids, at most 64 are sensible"
@@ -97,7 +121,11 @@ class LlamaConfig:
 
     def to_json(self) -> dict[str, Any]:
         """A value for ``strict_json.dumps``; ``from_json`` is its inverse."""
-        return {**asdict(self), "eos_token_ids": list(self.eos_token_ids)}
+        return {
+            **_without_defaults(self),
+            "rope": _without_defaults(self.rope),
+            "eos_token_ids": list(self.eos_token_ids),
+        }
 
     @classmethod
     def from_json(cls, value: object) -> LlamaConfig:
@@ -110,11 +138,21 @@ class LlamaConfig:
         return cls(**given)
 
 
+def _without_defaults(value: LlamaConfig | RopeConfig) -> dict[str, Any]:
+    omitted = {
+        each.name
+        for each in fields(value)
+        if each.metadata.get("optional") and getattr(value, each.name) == each.default
+    }
+    return {name: held for name, held in asdict(value).items() if name not in omitted}
+
+
 def _exact_fields(kind: type, where: str, value: object) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise ManifestInvalid(f"{where}: expected an object")
-    wanted = {field.name for field in fields(kind)}
-    if wrong := wanted.symmetric_difference(value):
+    known = {each.name: each for each in fields(kind)}
+    needed = {name for name, each in known.items() if not each.metadata.get("optional")}
+    if wrong := (needed - value.keys()) | (value.keys() - known.keys()):
         raise ManifestInvalid(f"{where}: missing or unknown field {min(map(str, wrong))!r}")
     return dict(value)
 

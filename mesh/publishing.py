@@ -29,6 +29,7 @@ from mesh.weights.disk import naming_full_disk
 from mesh.weights.layout import Place
 from mesh.weights.license_text import resolve_license
 from mesh.weights.manifest import LicenseRef, Manifest, Provenance, ShardRef, TorrentRef
+from mesh.weights.quantize import quantized
 from mesh.weights.release import MANIFEST_FILE, TORRENT_FILE
 from mesh.weights.shard import TensorSource, WrittenShard, write_shard
 from mesh.weights.signing import PrivateKey, sign_manifest
@@ -46,16 +47,19 @@ def pack_release(
     key: PrivateKey,
     name: str | None = None,
     created: str | None = None,
+    quantize: str | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Manifest:
     """Write the release to ``out``, a directory that does not exist or is empty.
 
     ``license_text`` may be None for a bundled license or one that lies beside the weights. ``created`` is RFC 3339 in
-    UTC; else SOURCE_DATE_EPOCH, else now. Raises UsageError, CheckpointUnsupported, NotFound, NotEnoughDisk;
+    UTC; else SOURCE_DATE_EPOCH, else now. ``quantize`` is one of ``quantize.KINDS``; the manifest says so. Raises UsageError, CheckpointUnsupported, NotFound, NotEnoughDisk;
     whatever is raised, nothing is left behind.
     """
     _check_out(out)
     checkpoint = open_checkpoint(source)
+    if quantize is not None:
+        checkpoint = quantized(checkpoint, quantize)
     license_id, text, is_open = resolve_license(license_id, license_text, checkpoint.license_text)
     draft = Draft(
         checkpoint=checkpoint,
@@ -63,6 +67,7 @@ def pack_release(
         license=LicenseRef(license_id, hashlib.sha256(text).hexdigest(), acceptance_required=not is_open),
         license_text=text,
         created=created if created is not None else creation_time(os.environ, time.time()),
+        tool=f"llama-mesh {__version__}" + (f" pack --quantize {quantize}" if quantize is not None else ""),
     )
     draft.check()
     count = _counter(progress, checkpoint.source_bytes + checkpoint.weight_bytes)
@@ -84,6 +89,7 @@ class Draft:
     license: LicenseRef
     license_text: bytes
     created: str
+    tool: str  # with the arguments that changed the weights
 
     def places(self) -> Iterator[tuple[Place, tuple[TensorSource, ...]]]:
         """What goes into each shard, in the manifest's order."""
@@ -106,7 +112,7 @@ class Draft:
             shards=tuple(shards),
             torrent=TorrentRef(self.name, PIECE_LENGTH, private=True, infohash=metainfo.infohash(info)),
             license=self.license,
-            provenance=Provenance(self.checkpoint.source.name, source_digest, f"llama-mesh {__version__}"),
+            provenance=Provenance(self.checkpoint.source.name, source_digest, self.tool),
             created=self.created,
         )
 

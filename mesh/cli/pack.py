@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +11,16 @@ import typer
 SCHEMA = "mesh.pack/1"
 
 
+class Quantization(StrEnum):
+    q8_0 = "q8_0"
+    q4_0 = "q4_0"
+    q4_1 = "q4_1"
+
+
 def pack(
-    source: Annotated[Path, typer.Argument(help="A GGUF file or a Hugging Face directory.")],
+    source: Annotated[
+        Path, typer.Argument(help="A GGUF file, or a directory of Hugging Face's or Meta's files.")
+    ],
     out: Annotated[Path, typer.Option(help="The directory to make; it must not exist or be empty.")],
     license_id: Annotated[str, typer.Option("--license", help="SPDX id, or LicenseRef-… for others.")],
     key: Annotated[
@@ -25,6 +34,10 @@ def pack(
     ] = None,
     created: Annotated[
         str | None, typer.Option(help="RFC 3339 time in UTC. Default: SOURCE_DATE_EPOCH, else now.")
+    ] = None,
+    quantize: Annotated[
+        Quantization | None,
+        typer.Option(help="Turn float weights into blocks of this type. Default: keep them."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -51,6 +64,7 @@ def pack(
             key=signer,
             name=name,
             created=created,
+            quantize=quantize,
             progress=progress,
         )
     seconds = time.monotonic() - began

@@ -1,4 +1,4 @@
-"""LLaMA, any contiguous range of its layers, in one readable file.
+"""LLaMA and what is shaped like it, any contiguous range of its layers, in one readable file.
 
 ``Stage.run`` takes a batch of steps of several sessions: linear layers run once over all their rows, attention runs per
 session against its own cache. That call is the seam where a faster engine drops in; this one is the reference, the
@@ -11,7 +11,9 @@ fallback and the GPU path. It knows tensors; nothing of files, sessions' owners 
 Exactness: the result of a layer depends on its input rows and the kernels alone, not on which stage computes it, so
 with the same batches of steps and the same thread count any cut of the layers gives the same bits.
 
-Sources: Touvron et al. 2023 (arXiv 2302.13971); Ainslie et al. 2023 (arXiv 2305.13245) for grouped queries.
+Sources: Touvron et al. 2023 (arXiv 2302.13971); Ainslie et al. 2023 (arXiv 2305.13245) for grouped queries; Jiang et al.
+2023 (arXiv 2310.06825) for the sliding window; transformers' ``modeling_qwen2.py`` and ``modeling_qwen3.py`` for biases
+and normed queries and keys.
 """
 
 from __future__ import annotations
@@ -53,7 +55,12 @@ class _Batch:
 
     caches: list[KvCache]
     sizes: list[int]  # T of each step
-    masks: list[Tensor | None]  # [T, S] of each step: which held tokens a row may see; None: see ``_attend``
+    firsts: list[
+        int
+    ]  # of each step: the first held token that any of its rows sees; 0 without a sliding window
+    masks: list[
+        Tensor | None
+    ]  # [T, S] of each step: which tokens from there a row may see; None: see ``_attend``
     cos: Tensor  # [sum T, 1, head_dim]
     sin: Tensor
 
@@ -133,20 +140,35 @@ class Stage:
 
     def _batch(self, steps: Sequence[StageStep]) -> _Batch:
         positions = torch.cat([torch.arange(s.position, s.position + s.num_tokens) for s in steps])
-        cos, sin = cosines_and_sines(self._frequencies, positions.to(self.device), self.dtype)
+        cos, sin = cosines_and_sines(
+            self._frequencies, positions.to(self.device), self.dtype, self.config.rope.attention_factor
+        )
+        firsts = [self._first_seen(step.position) for step in steps]
         return _Batch(
             caches=[step.cache for step in steps],
             sizes=[step.num_tokens for step in steps],
-            masks=[self._mask(step.position, step.num_tokens) for step in steps],
+            firsts=firsts,
+            masks=[
+                self._mask(step.position - first, step.num_tokens)
+                for first, step in zip(firsts, steps, strict=True)
+            ],
             cos=cos,
             sin=sin,
         )
 
-    def _mask(self, position: int, num_tokens: int) -> Tensor | None:
-        if num_tokens == 1 or position == 0:
+    def _first_seen(self, position: int) -> int:
+        window = self.config.sliding_window
+        return 0 if window is None else max(0, position + 1 - window)
+
+    def _mask(self, before: int, num_tokens: int) -> Tensor | None:
+        """Of rows that follow ``before`` tokens of which the first row sees all."""
+        window = self.config.sliding_window
+        is_whole = window is None or before + num_tokens <= window  # the last row sees all before it too
+        if num_tokens == 1 or (before == 0 and is_whole):
             return None
-        visible = torch.ones(num_tokens, position + num_tokens, dtype=torch.bool, device=self.device)
-        return visible.tril_(position)
+        visible = torch.ones(num_tokens, before + num_tokens, dtype=torch.bool, device=self.device)
+        visible.tril_(before)
+        return visible if window is None or is_whole else visible.triu_(before + 1 - window)
 
     def _enter(self, step: StageStep) -> Tensor:
         if not self.is_first:
@@ -158,17 +180,23 @@ class Stage:
 
     def _attention(self, index: int, layer: LayerWeights, hidden: Tensor, batch: _Batch) -> Tensor:
         heads, kv_heads = self.config.num_heads, self.config.num_kv_heads
-        qkv = self._norm(hidden, layer.input_norm) @ layer.qkv
+        qkv = _times(self._norm(hidden, layer.input_norm), layer.qkv, layer.qkv_bias)
         qkv = qkv.view(-1, heads + 2 * kv_heads, self.config.head_dim)
-        turned = rotate(qkv[:, : heads + kv_heads], batch.cos, batch.sin)
+        turning = qkv[:, : heads + kv_heads]  # queries and keys
+        if layer.query_norm is not None and layer.key_norm is not None:
+            query, key = turning[:, :heads], turning[:, heads:]
+            turning = torch.cat((self._norm(query, layer.query_norm), self._norm(key, layer.key_norm)), dim=1)
+        turned = rotate(turning, batch.cos, batch.sin)
         queries = turned[:, :heads].split(batch.sizes)  # each [T, heads, head_dim]
         keys = turned[:, heads:].split(batch.sizes)  # each [T, kv_heads, head_dim]
         values = qkv[:, heads + kv_heads :].split(batch.sizes)
         attended = []
-        for cache, mask, q, k, v in zip(batch.caches, batch.masks, queries, keys, values, strict=True):
-            held = cache.append(index, k.transpose(0, 1), v.transpose(0, 1))
-            attended.append(self._attend(q.transpose(0, 1), *held, mask))
-        return F.linear(torch.cat(attended), layer.output)
+        steps = zip(batch.caches, batch.firsts, batch.masks, queries, keys, values, strict=True)
+        for cache, first, mask, q, k, v in steps:
+            held_keys, held_values = cache.append(index, k.transpose(0, 1), v.transpose(0, 1))
+            seen = held_keys[:, first:], held_values[:, first:]
+            attended.append(self._attend(q.transpose(0, 1), *seen, mask))
+        return F.linear(torch.cat(attended), layer.output, layer.output_bias)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """``q: [heads, T, head_dim]`` against ``k, v: [kv_heads, S, head_dim]``: ``[T, heads * head_dim]``.
@@ -187,8 +215,9 @@ class Stage:
         return out[0].transpose(0, 1).reshape(num_tokens, -1)
 
     def _mlp(self, layer: LayerWeights, hidden: Tensor) -> Tensor:
-        gate, up = (self._norm(hidden, layer.mlp_norm) @ layer.gate_up).chunk(2, dim=-1)
-        return F.linear(F.silu(gate) * up, layer.down)
+        normed = self._norm(hidden, layer.mlp_norm)
+        gate, up = _times(normed, layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
+        return F.linear(F.silu(gate) * up, layer.down, layer.down_bias)
 
     def _logits(self, rows: Sequence[Tensor], steps: Sequence[StageStep]) -> list[Tensor]:
         assert self._weights.final_norm is not None
@@ -206,6 +235,11 @@ class Stage:
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.config.rms_norm_eps)
         return wide.to(x.dtype) * weight
+
+
+def _times(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    """``x: [T, in]`` times ``matrix: [in, out]``."""
+    return x @ matrix if bias is None else torch.addmm(bias, x, matrix)
 
 
 def kernel_id(device: str, dtype: torch.dtype = torch.float32) -> str:

@@ -9,10 +9,12 @@ The coordinator proposes layers with it, the node checks the proposal with it; b
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from mesh.architecture import LlamaConfig
 from mesh.layers import LayerRange
+from mesh.weights.layout import tensor_shapes
 
 # Resident size of a node process before any weights: 265 MiB with torch 2.13 (CPU), grpc, libtorrent and a session
 # imported and one product and one attention computed (Linux x86-64); the rest is for allocator slack, BitTorrent's
@@ -42,8 +44,7 @@ class StagePlan:
 
 def layer_parameters(config: LlamaConfig) -> int:
     """Weights of one decoder layer."""
-    d, f = config.hidden_size, config.intermediate_size
-    return d * (2 * config.q_size + 2 * config.kv_size + 3 * f) + 2 * d
+    return sum(map(math.prod, tensor_shapes(config, "layer").values()))
 
 
 def embedding_parameters(config: LlamaConfig) -> int:

@@ -20,6 +20,8 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
         return plain / rope.factor
     if rope.kind == "llama3":
         return _llama3(plain, rope)
+    if rope.kind == "yarn":
+        return _yarn(plain, rope, head_dim)
     return plain
 
 
@@ -36,14 +38,34 @@ def _llama3(plain: Tensor, rope: RopeConfig) -> Tensor:
     return torch.where((wavelength <= long) & (wavelength >= short), blended, scaled)
 
 
-def cosines_and_sines(frequencies: Tensor, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """``[T, 1, head_dim]`` for ``positions: [T]``, the sines signed as ``rotate`` wants them.
+def _yarn(plain: Tensor, rope: RopeConfig, head_dim: int) -> Tensor:
+    """YaRN's rule: keep pairs that turn at least ``beta_fast`` times within the original context, divide those that turn
+    at most ``beta_slow`` times, blend between. Borders are whole pairs, as transformers has them by default."""
+
+    def pair_that_turns(times: float) -> float:
+        return (
+            head_dim
+            * math.log(rope.original_context_length / (times * 2 * math.pi))
+            / (2 * math.log(rope.theta))
+        )
+
+    low = max(math.floor(pair_that_turns(rope.beta_fast)), 0)
+    high = min(math.ceil(pair_that_turns(rope.beta_slow)), head_dim - 1)
+    width = high - low or 0.001  # a step instead of a ramp
+    kept = 1 - ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
+    return plain / rope.factor * (1 - kept) + plain * kept
+
+
+def cosines_and_sines(
+    frequencies: Tensor, positions: Tensor, dtype: torch.dtype, scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """``[T, 1, head_dim]`` for ``positions: [T]``, times ``scale``, the sines signed as ``rotate`` wants them.
 
     Made anew for each run rather than kept in a table: 10 us once for all layers, no memory, and the same bits for a
     position whatever else is in the batch.
     """
     angles = torch.outer(positions.float(), frequencies).unsqueeze(1)  # [T, 1, head_dim / 2]
-    cos, sin = angles.cos(), angles.sin()
+    cos, sin = angles.cos() * scale, angles.sin() * scale
     return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
 
 

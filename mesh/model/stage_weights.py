@@ -41,12 +41,18 @@ class LayerWeights:
         self.mlp_norm = empty(d)
         self.gate_up = empty(d, 2 * f)
         self.down = empty(d, f)
+        self.qkv_bias = empty(q + 2 * kv) if config.qkv_bias else None
+        self.output_bias = empty(d) if config.output_bias else None
+        self.gate_up_bias = empty(2 * f) if config.mlp_bias else None
+        self.down_bias = empty(d) if config.mlp_bias else None
+        self.query_norm = empty(config.head_dim) if config.qk_norm else None
+        self.key_norm = empty(config.head_dim) if config.qk_norm else None
         self._sizes = (q, kv, kv)
 
     def places(self) -> dict[str, Tensor]:
         query, key, value = self.qkv.t().split(self._sizes)
         gate, up = self.gate_up.t().chunk(2)
-        return {
+        weights = {
             "input_layernorm.weight": self.input_norm,
             "self_attn.q_proj.weight": query,
             "self_attn.k_proj.weight": key,
@@ -57,6 +63,17 @@ class LayerWeights:
             "mlp.up_proj.weight": up,
             "mlp.down_proj.weight": self.down,
         }
+        biases = (None,) * 3 if self.qkv_bias is None else self.qkv_bias.split(self._sizes)
+        gate_up = (None,) * 2 if self.gate_up_bias is None else self.gate_up_bias.chunk(2)
+        optional = {
+            **dict(zip((f"self_attn.{side}_proj.bias" for side in "qkv"), biases, strict=True)),
+            "self_attn.o_proj.bias": self.output_bias,
+            **dict(zip(("mlp.gate_proj.bias", "mlp.up_proj.bias"), gate_up, strict=True)),
+            "mlp.down_proj.bias": self.down_bias,
+            "self_attn.q_norm.weight": self.query_norm,
+            "self_attn.k_norm.weight": self.key_norm,
+        }
+        return weights | {name: place for name, place in optional.items() if place is not None}
 
 
 class StageWeights:

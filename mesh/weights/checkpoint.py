@@ -4,7 +4,7 @@
     checkpoint.config.num_layers
     checkpoint.shards["layer", 3]        # tensors to stream, canonical names, Hugging Face's RoPE order
 
-An importer (``gguf_checkpoint.py``, ``hf_checkpoint.py``) reads the head of the files, checks every name, type and shape
+An importer (``gguf_checkpoint.py``, ``hf_checkpoint.py``, ``meta_checkpoint.py``) reads the head of the files, checks every name, type and shape
 against the config, and refuses by name what this version cannot run. So whoever holds a Checkpoint can write it without
 surprises; weights are read only while they are streamed.
 """
@@ -53,9 +53,9 @@ class Checkpoint:
         return sum(path.stat().st_size for path in self.source_files)
 
     def source_digest(self, on_bytes: Callable[[int], None] = lambda _: None) -> str:
-        """Hex SHA-256 of the file; of a directory, of the sorted ``name size sha256`` lines of the files read."""
+        """Hex SHA-256 of the file; of several, of the sorted ``name size sha256`` lines of the files read."""
         digests = {path.name: _sha256(path, on_bytes) for path in self.source_files}
-        if self.source.is_file():
+        if self.source_files == (self.source,):
             return digests[self.source.name]
         lines = sorted(
             f"{path.name} {path.stat().st_size} {digests[path.name]}\n" for path in self.source_files
@@ -64,8 +64,12 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """A GGUF file, or a Hugging Face directory. Raises NotFound or CheckpointUnsupported."""
+    """A GGUF file, a Hugging Face directory or one of Meta's. Raises NotFound or CheckpointUnsupported."""
     if path.is_dir():
+        from mesh.weights.meta_checkpoint import is_meta, open_meta
+
+        if not (path / "config.json").is_file() and is_meta(path):
+            return open_meta(path)
         from mesh.weights.hf_checkpoint import open_hf
 
         return open_hf(path)
@@ -75,7 +79,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         magic = file.read(4)
     if magic != b"GGUF":
         raise CheckpointUnsupported(
-            f"{path}: neither a GGUF file nor a Hugging Face directory with config.json and model.safetensors"
+            f"{path}: neither a GGUF file nor a directory of Hugging Face's or Meta's files"
         )
     from mesh.weights.gguf_checkpoint import open_gguf
 

@@ -36,6 +36,7 @@ TYPE_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
+    path: Path
     name: str
     type: str
     shape: tuple[int, ...]  # row-major: GGUF's own order reversed
@@ -47,6 +48,7 @@ class GgufFile:
     path: Path
     metadata: Mapping[str, Any]  # numbers, texts, booleans, and lists of them
     tensors: Mapping[str, GgufTensor]
+    parts: tuple[Path, ...]  # the files the tensors lie in
 
 
 def read_gguf(path: Path) -> GgufFile:
@@ -75,12 +77,12 @@ def read_gguf(path: Path) -> GgufFile:
         if type(alignment) is not int or not 1 <= alignment <= 1 << 20:
             raise reader.refuse(f"alignment {alignment!r}")
         start = -(-file.tell() // alignment) * alignment
-    tensors = {name: GgufTensor(name, type_, shape, start + at) for name, type_, shape, at in infos}
+    tensors = {name: GgufTensor(path, name, type_, shape, start + at) for name, type_, shape, at in infos}
     if len(tensors) != len(infos):
         raise reader.refuse("a tensor name comes twice")
     for tensor in tensors.values():
         _check_extent(reader, tensor)
-    return GgufFile(path, metadata, tensors)
+    return GgufFile(path, metadata, tensors, (path,))
 
 
 def _tensor_info(reader: _Reader) -> tuple[str, str, tuple[int, ...], int]:

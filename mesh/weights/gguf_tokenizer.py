@@ -215,8 +215,12 @@ def _sentencepiece_bpe(vocabulary: _Vocabulary) -> dict[str, Any]:
     from_visible_space = {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}
     decoders: list[dict[str, Any]] = [from_visible_space, {"type": "ByteFallback"}, {"type": "Fuse"}]
     normalizers: list[dict[str, Any]] = [to_visible_space]
+    if vocabulary.get("remove_extra_whitespaces", False):
+        for spaces, content in ((r"\A +|[ ▁]+\z", ""), (" {2,}", " ")):
+            cleaning = {"type": "Replace", "pattern": {"Regex": spaces}, "content": content}
+            normalizers.insert(-1, cleaning)
     if vocabulary.get("add_space_prefix", True):
-        normalizers.insert(0, {"type": "Prepend", "prepend": _SPACE})
+        normalizers.insert(-1, {"type": "Prepend", "prepend": _SPACE})
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     return {
         "version": "1.0",

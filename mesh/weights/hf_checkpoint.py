@@ -1,77 +1,55 @@
-"""Import of a Hugging Face directory: ``config.json``, one ``model.safetensors``, ``tokenizer.json``.
+"""Import of a Hugging Face directory: ``config.json``, the weights, ``tokenizer.json`` or ``tokenizer.model``.
 
-Names and RoPE order are already the canonical ones. Pickles are never opened. Knows files; what the config means is in
-``hf_config.py``, what a safetensors header may say in ``tensor_file.py``.
+Names and RoPE order are already the canonical ones. Knows the small files and which tensor goes where; what the config
+means is in ``hf_config.py``, in which files the tensors lie in ``hf_weights.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mesh import strict_json
 from mesh.architecture import LlamaConfig
-from mesh.errors import CheckpointUnsupported, NotFound
-from mesh.weights.checkpoint import Checkpoint, file_chunks, release_name
+from mesh.errors import CheckpointUnsupported
+from mesh.weights.checkpoint import Checkpoint, release_name
+from mesh.weights.gguf_tokenizer import tokenizer_json
 from mesh.weights.hf_config import llama_config
+from mesh.weights.hf_weights import find_weights
 from mesh.weights.layout import Place, tensor_shapes, weight_places
 from mesh.weights.shard import TensorSource
-from mesh.weights.tensor_file import TensorInfo, parse_safetensors
-
-WEIGHTS = "model.safetensors"
-LICENSE_NAMES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
-MAX_JSON_BYTES = 64 * 1024 * 1024  # a tokenizer.json of 2^18 tokens has some 35 MB
-MAX_LICENSE_BYTES = 1024 * 1024
-MAX_HEADER_BYTES = 100_000_000  # safetensors' own bound
+from mesh.weights.small_files import MAX_JSON_BYTES, MAX_TEXT_BYTES, SmallFiles, parse_object
+from mesh.weights.tokenizer_model import MAX_TOKENIZER_MODEL_BYTES, vocabulary
 
 _DTYPES = ("F32", "F16", "BF16")
 
 
 def open_hf(directory: Path) -> Checkpoint:
     """Raises NotFound for a missing file, CheckpointUnsupported for one this version cannot use."""
-    weights = _weights_file(directory)
-    reader = _Directory(directory)
+    reader = SmallFiles(directory, "a Hugging Face directory of a LLaMA")
+    weights = find_weights(directory)
     config = llama_config(reader.json("config.json"), reader.json("generation_config.json", optional=True))
-    sources = _sources(weights, config)
-    tokenizer = reader.bytes("tokenizer.json", MAX_JSON_BYTES)
-    if not isinstance(_parse(directory / "tokenizer.json", tokenizer).get("model"), dict):
-        raise CheckpointUnsupported(
-            f"{directory / 'tokenizer.json'}: no model in it; is it of Hugging Face's tokenizers?"
-        )
-    aux_files = {"tokenizer.json": tokenizer}
+    sources = _sources(directory, weights.tensors, config)
+    aux_files = {"tokenizer.json": _tokenizer(reader, config)}
     if template := _chat_template(reader):
         aux_files["chat_template.jinja"] = template.encode()
-    license_name = next((name for name in LICENSE_NAMES if (directory / name).is_file()), None)
     return Checkpoint(
         name=release_name(directory.resolve().name),
         config=config,
         shards=sources,
         aux_files=aux_files,
-        license_text=reader.bytes(license_name, MAX_LICENSE_BYTES) if license_name else None,
+        license_text=reader.license(),
         source=directory,
-        source_files=(weights, *reader.read),
+        source_files=(*weights.files, *reader.read),
     )
 
 
-def _weights_file(directory: Path) -> Path:
-    if (directory / WEIGHTS).is_file():
-        return directory / WEIGHTS
-    if (directory / f"{WEIGHTS}.index.json").is_file():
-        raise CheckpointUnsupported(
-            f"{directory}: weights split over several safetensors files are not supported yet; merge them into one {WEIGHTS}"
-        )
-    if pickles := sorted(path.name for path in directory.iterdir() if path.suffix in (".bin", ".pth", ".pt")):
-        raise CheckpointUnsupported(
-            f"{directory / pickles[0]}: a pickle can run code and is never opened; convert it to {WEIGHTS}"
-        )
-    raise NotFound(
-        f"{directory / WEIGHTS} does not exist; expected config.json, {WEIGHTS} and tokenizer.json"
-    )
-
-
-def _sources(path: Path, config: LlamaConfig) -> dict[Place, tuple[TensorSource, ...]]:
-    tensors, data_start = _safetensors(path)
+def _sources(
+    directory: Path, tensors: Mapping[str, TensorSource], config: LlamaConfig
+) -> dict[Place, tuple[TensorSource, ...]]:
     wanted: set[str] = set()
     sources: dict[Place, tuple[TensorSource, ...]] = {}
     for role, layer in weight_places(config):
@@ -80,60 +58,73 @@ def _sources(path: Path, config: LlamaConfig) -> dict[Place, tuple[TensorSource,
         for name, shape in tensor_shapes(config, role).items():
             full_name = name if name == "lm_head.weight" else prefix + name
             wanted.add(full_name)
-            made.append(_source(path, tensors, full_name, name, shape, data_start))
+            made.append(_source(directory, tensors, full_name, name, shape))
         sources[role, layer] = tuple(made)
     # Buffers that old versions saved: recomputed from the config. And the twin of a tied embedding.
     ignored = {name for name in tensors if name.endswith(".rotary_emb.inv_freq")} | {"lm_head.weight"}
     if unknown := sorted(tensors.keys() - wanted - ignored):
         raise CheckpointUnsupported(
-            f"{path}: tensor {unknown[0]!r} has no place in a LLaMA of {config.num_layers} layers"
+            f"{directory}: tensor {unknown[0]!r} has no place in a LLaMA of {config.num_layers} layers"
         )
     return sources
 
 
 def _source(
-    path: Path,
-    tensors: Mapping[str, TensorInfo],
-    full_name: str,
-    name: str,
-    shape: tuple[int, ...],
-    data_start: int,
+    directory: Path, tensors: Mapping[str, TensorSource], full_name: str, name: str, shape: tuple[int, ...]
 ) -> TensorSource:
-    if (info := tensors.get(full_name)) is None:
-        raise CheckpointUnsupported(f"{path}: tensor {full_name} is missing")
-    if info.type not in _DTYPES:
+    if (found := tensors.get(full_name)) is None:
+        raise CheckpointUnsupported(f"{directory}: tensor {full_name} is missing")
+    if found.type not in _DTYPES:
         raise CheckpointUnsupported(
-            f"{path}: tensor {full_name} is {info.type}; supported: {', '.join(_DTYPES)}"
+            f"{directory}: tensor {full_name} is {found.type}; supported: {', '.join(_DTYPES)}"
         )
-    if info.shape != shape:
+    if found.shape != shape:
         raise CheckpointUnsupported(
-            f"{path}: tensor {full_name} is {list(info.shape)}, config.json implies {list(shape)}"
+            f"{directory}: tensor {full_name} is {list(found.shape)}, config.json implies {list(shape)}"
         )
-    return TensorSource(
-        name, info.type, shape, lambda: file_chunks(path, data_start + info.offset, info.nbytes)
-    )
+    return replace(found, name=name)
 
 
-def _safetensors(path: Path) -> tuple[dict[str, TensorInfo], int]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 0 < length <= min(MAX_HEADER_BYTES, size - 8):
-            raise CheckpointUnsupported(
-                f"{path}: not a safetensors file, its header would have {length} bytes"
-            )
-        header = file.read(length)
-    try:
-        tensors, _ = parse_safetensors(header, size - 8 - length, max_bytes=MAX_HEADER_BYTES)
-    except ValueError as exc:
-        raise CheckpointUnsupported(f"{path}: not a safetensors file we can read: {exc}") from exc
-    return tensors, 8 + length
+def _tokenizer(reader: SmallFiles, config: LlamaConfig) -> bytes:
+    """The ``tokenizer.json``; where there is none, one made of ``tokenizer.model``."""
+    path = reader.directory / "tokenizer.json"
+    if not path.is_file() and (reader.directory / "tokenizer.model").is_file():
+        return _converted_tokenizer(reader, config)
+    data = reader.bytes("tokenizer.json", MAX_JSON_BYTES)
+    if not isinstance(parse_object(path, data).get("model"), dict):
+        raise CheckpointUnsupported(f"{path}: no model in it; is it of Hugging Face's tokenizers?")
+    return data
 
 
-def _chat_template(reader: _Directory) -> str | None:
+def _converted_tokenizer(reader: SmallFiles, config: LlamaConfig) -> bytes:
+    path = reader.directory / "tokenizer.model"
+    settings = reader.json("tokenizer_config.json", optional=True)
+    specials = {str(text) for text in _texts(settings)} | {
+        str(text) for text in _texts(reader.json("special_tokens_map.json", optional=True))
+    }
+    by_text = reader.json("added_tokens.json", optional=True)
+    added = {id_: (text, text in specials) for text, id_ in by_text.items() if type(id_) is int}
+    for key, token in (settings.get("added_tokens_decoder") or {}).items():
+        if isinstance(token, dict) and re.fullmatch(r"\d{1,7}", key, re.ASCII):
+            added[int(key)] = str(token.get("content")), token.get("special") is True
+    metadata = vocabulary(path, reader.bytes(path.name, MAX_TOKENIZER_MODEL_BYTES), config.vocab_size, added)
+    for key in ("add_bos_token", "add_eos_token"):
+        if type(settings.get(key)) is bool:
+            metadata[f"tokenizer.ggml.{key}"] = settings[key]
+    return strict_json.dumps(tokenizer_json(path, metadata, config.vocab_size))
+
+
+def _texts(settings: Mapping[str, Any]) -> Iterator[Any]:
+    """The tokens that are named: ``"bos_token": "<s>"`` or ``"bos_token": {"content": "<s>"}``."""
+    for key, value in settings.items():
+        if key.endswith("_token"):
+            yield value.get("content") if isinstance(value, dict) else value
+
+
+def _chat_template(reader: SmallFiles) -> str | None:
     if (reader.directory / "chat_template.jinja").is_file():
         try:
-            return reader.bytes("chat_template.jinja", MAX_LICENSE_BYTES).decode()
+            return reader.bytes("chat_template.jinja", MAX_TEXT_BYTES).decode()
         except UnicodeDecodeError as exc:
             raise CheckpointUnsupported(f"{reader.directory / 'chat_template.jinja'}: not UTF-8") from exc
     template = reader.json("tokenizer_config.json", optional=True).get("chat_template")
@@ -145,37 +136,3 @@ def _chat_template(reader: _Directory) -> str | None:
             f"{reader.directory / 'tokenizer_config.json'}: chat_template is not a text"
         )
     return template
-
-
-class _Directory:
-    """Reads the small files of a directory, bounded, and remembers which."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.read: list[Path] = []
-
-    def bytes(self, name: str, max_bytes: int) -> bytes:
-        path = self.directory / name
-        if not path.is_file():
-            raise NotFound(f"{path} does not exist; a Hugging Face directory of a LLaMA has one")
-        with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
-        if len(data) > max_bytes:
-            raise CheckpointUnsupported(f"{path} is larger than {max_bytes} bytes")
-        self.read.append(path)
-        return data
-
-    def json(self, name: str, *, optional: bool = False) -> dict[str, Any]:
-        if optional and not (self.directory / name).is_file():
-            return {}
-        return _parse(self.directory / name, self.bytes(name, MAX_JSON_BYTES))
-
-
-def _parse(path: Path, data: bytes) -> dict[str, Any]:
-    try:
-        value = strict_json.loads(data, max_bytes=MAX_JSON_BYTES)
-    except ValueError as exc:
-        raise CheckpointUnsupported(f"{path}: {exc}") from exc
-    if not isinstance(value, dict):
-        raise CheckpointUnsupported(f"{path}: expected a JSON object")
-    return value

@@ -29,7 +29,7 @@ def tensor_shapes(config: LlamaConfig, role: str) -> dict[str, tuple[int, ...]]:
         untied = {} if config.tied else {"lm_head.weight": (config.vocab_size, d)}
         return {"norm.weight": (d,), **untied}
     assert role == "layer", role
-    return {
+    shapes: dict[str, tuple[int, ...]] = {
         "input_layernorm.weight": (d,),
         "self_attn.q_proj.weight": (config.q_size, d),
         "self_attn.k_proj.weight": (config.kv_size, d),
@@ -40,3 +40,12 @@ def tensor_shapes(config: LlamaConfig, role: str) -> dict[str, tuple[int, ...]]:
         "mlp.up_proj.weight": (f, d),
         "mlp.down_proj.weight": (d, f),
     }
+    biased = (
+        *(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj") if config.qkv_bias else ()),
+        *(("self_attn.o_proj",) if config.output_bias else ()),
+        *(("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj") if config.mlp_bias else ()),
+    )
+    shapes |= {f"{name}.bias": shapes[f"{name}.weight"][:1] for name in biased}
+    if config.qk_norm:
+        shapes |= {f"self_attn.{side}_norm.weight": (config.head_dim,) for side in ("q", "k")}
+    return shapes

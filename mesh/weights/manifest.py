@@ -70,7 +70,7 @@ class Provenance:
 
     source: str  # file name, never a path
     source_digest: str  # hex SHA-256 of the source's bytes (of a directory: of its sorted file digests)
-    tool: str  # "llama-mesh 0.1.0"
+    tool: str  # "llama-mesh 0.1.0", and the arguments that changed the weights
 
 
 @dataclass(frozen=True, slots=True)

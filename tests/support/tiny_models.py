@@ -31,15 +31,18 @@ def write_tiny_checkpoint(
     rope: dict[str, Any] | None = None,
     dtype: str = "F32",
     seed: int = 0,
+    architecture: str = "LlamaForCausalLM",
+    **fields: Any,
 ) -> Path:
     """Write a Hugging Face directory: config.json, model.safetensors, tokenizer.json, tokenizer_config.json.
 
-    ``rope`` is a transformers-4 style ``rope_scaling`` value. ``dtype`` is "F32" or "F16".
+    ``rope`` is a transformers-4 style ``rope_scaling`` value. ``dtype`` is "F32" or "F16". ``fields`` are further ones of
+    config.json, as ``attention_bias=True`` or ``sliding_window=9``.
     """
     directory.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [architecture],
+        "model_type": architecture.removesuffix("ForCausalLM").lower(),
         "hidden_size": hidden_size,
         "intermediate_size": intermediate_size,
         "num_hidden_layers": num_layers,
@@ -58,6 +61,7 @@ def write_tiny_checkpoint(
         "bos_token_id": 256,
         "eos_token_id": [256, 258],
         "torch_dtype": {"F32": "float32", "F16": "float16"}[dtype],
+        **fields,
     }
     (directory / "config.json").write_text(json.dumps(config, indent=2))
     save_file(
@@ -104,7 +108,23 @@ def _random_tensors(
             prefix + "mlp.up_proj.weight": matrix(f, d),
             prefix + "mlp.down_proj.weight": matrix(d, f),
         }
+        for name in _biased(config):
+            rows = len(tensors[f"{prefix}{name}.weight"])
+            tensors[f"{prefix}{name}.bias"] = (0.3 * rng.standard_normal(rows)).astype(dtype)
+        if config["model_type"] == "qwen3":
+            for side in ("q", "k"):
+                tensors[f"{prefix}self_attn.{side}_norm.weight"] = norm()[: config["head_dim"]]
     return tensors
+
+
+def _biased(config: dict[str, Any]) -> list[str]:
+    """The projections of a layer that have a bias."""
+    names = [f"self_attn.{side}_proj" for side in "qkv"] if config["model_type"] == "qwen2" else []
+    if config["attention_bias"]:
+        names += [f"self_attn.{side}_proj" for side in "qkvo"]
+    if config["mlp_bias"]:
+        names += [f"mlp.{side}_proj" for side in ("gate", "up", "down")]
+    return names
 
 
 def byte_level_tokenizer() -> dict[str, Any]:

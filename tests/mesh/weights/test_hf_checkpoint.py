@@ -104,17 +104,51 @@ def test_eos_ids_of_both_files_are_merged(tiny: Path) -> None:
     assert open_checkpoint(tiny).config.eos_token_ids == (257, 258)
 
 
+MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+
+
+@pytest.mark.parametrize(
+    ("window", "expected"), [(..., 4096), (None, None), (100, 100), (4999, 4999), (5000, None), (9999, None)]
+)
+def test_a_window_of_the_whole_context_is_none(tiny: Path, window: Any, expected: int | None) -> None:
+    config = json.loads((tiny / "config.json").read_text())
+    config |= {**MISTRAL, "max_position_embeddings": 5000}
+    if window is not ...:
+        config["sliding_window"] = window
+    (tiny / "config.json").write_text(json.dumps(config))
+    assert open_checkpoint(tiny).config.sliding_window == expected
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"architectures": ["MistralForCausalLM"]}, "MistralForCausalLM"),
+        (
+            {"architectures": ["GemmaForCausalLM"]},
+            "GemmaForCausalLM.*supported: LlamaForCausalLM, MistralForCausalLM",
+        ),
+        ({"architectures": ["MixtralForCausalLM"]}, "mixture of experts"),
+        ({"architectures": ["Qwen3MoeForCausalLM"]}, "mixture of experts"),
+        ({"architectures": ["MllamaForConditionalGeneration"]}, "sees images"),
+        ({"architectures": ["LlavaLlamaForCausalLM"]}, "LlavaLlamaForCausalLM"),
+        ({"architectures": ["LlamaForCausalLM", "x"]}, "not supported"),
         ({"architectures": None}, "architectures None"),
         ({"model_type": "mistral"}, "model_type mistral"),
-        ({"attention_bias": True}, "attention_bias True"),
-        ({"mlp_bias": True}, "mlp_bias True"),
+        ({"attention_bias": True}, r"self_attn\.q_proj\.bias is missing"),
+        ({"mlp_bias": True}, r"mlp\.gate_proj\.bias is missing"),
+        ({"mlp_bias": "yes"}, "mlp_bias yes"),
+        ({**MISTRAL, "attention_bias": True}, "attention_bias True"),
+        ({**MISTRAL, "sliding_window": 0}, "sliding_window=0"),
+        ({**MISTRAL, "sliding_window": "all"}, "sliding_window is all"),
+        ({**QWEN2, "use_sliding_window": True}, "use_sliding_window True"),
+        ({**QWEN2, "layer_types": ["full_attention", "sliding_attention"]}, "layers of sliding_attention"),
+        ({**QWEN2, "mlp_bias": True}, "mlp_bias True"),
+        (QWEN2, r"self_attn\.q_proj\.bias is missing"),
         ({"hidden_act": "gelu"}, "hidden_act gelu"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config.*gptq"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "'yarn'"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "factor is missing"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "truncate": False}}, "truncate False"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 1}}, "beta_fast must exceed"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'"),
         ({"rope_scaling": {"rope_type": "longrope"}}, "'longrope'"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor is missing"),
@@ -171,16 +205,6 @@ def test_integer_weights_are_refused_by_name(tiny: Path) -> None:
 def test_a_missing_file_is_named(tiny: Path, name: str) -> None:
     (tiny / name).unlink()
     with pytest.raises(NotFound, match=name.replace(".", r"\.")):
-        open_checkpoint(tiny)
-
-
-def test_split_weights_and_pickles_are_refused_by_name(tiny: Path) -> None:
-    (tiny / "model.safetensors").unlink()
-    (tiny / "pytorch_model.bin").write_bytes(b"\x80\x04")
-    with pytest.raises(CheckpointUnsupported, match=r"pytorch_model\.bin: a pickle"):
-        open_checkpoint(tiny)
-    (tiny / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(CheckpointUnsupported, match="merge them"):
         open_checkpoint(tiny)
 
 

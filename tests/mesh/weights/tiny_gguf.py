@@ -19,7 +19,7 @@ MERGES = ("t h", "th e", "i n", "Ġ the")
 
 
 def interleave_rows(rows: Array, num_heads: int) -> Array:
-    """llama.cpp's ``permute`` (convert_hf_to_gguf.py): Hugging Face's row order to GGUF's."""
+    """llama.cpp's ``permute`` (convert_hf_to_gguf.py): Hugging Face's row order to GGUF's, which is Meta's. Of a tensor too."""
     return (
         rows.reshape(num_heads, 2, rows.shape[0] // num_heads // 2, *rows.shape[1:])
         .swapaxes(1, 2)
@@ -34,33 +34,41 @@ def write_tiny_gguf(
     metadata: dict[str, Any] | None = None,
     drop: frozenset[str] = frozenset(),
     extra_tensors: dict[str, Array] | None = None,
+    architecture: str = "llama",
+    num_parts: int = 1,
     **sizes: Any,
 ) -> tuple[Path, dict[str, Array]]:
     """A GGUF of a tiny model, and the tensors it was made from under Hugging Face's names.
 
-    ``metadata`` overrides entries (None drops one); ``drop`` leaves tensors out, by GGUF name.
+    ``metadata`` overrides entries (None drops one); ``drop`` leaves tensors out, by GGUF name. With more than one part
+    the path is that of the first.
     """
     config = {
         "num_layers": 2, "hidden_size": 64, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16,
         "intermediate_size": 96, "vocab_size": 300, **sizes,
     }  # fmt: skip
-    hf = write_tiny_checkpoint(directory / "hf", **config)
+    classes = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+    hf = write_tiny_checkpoint(
+        directory / "hf", architecture=classes.get(architecture, "LlamaForCausalLM"), **config
+    )
     tensors = load_file(hf / "model.safetensors")
+    directory.mkdir(exist_ok=True)
     path = directory / "tiny.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
+    per_part = -(-len(tensors) // num_parts) if num_parts > 1 else 0  # 0: one file
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=per_part)
     entries: dict[str, Any] = {
-        "llama.block_count": config["num_layers"],
-        "llama.context_length": 512,
-        "llama.embedding_length": config["hidden_size"],
-        "llama.feed_forward_length": config["intermediate_size"],
-        "llama.attention.head_count": config["num_heads"],
-        "llama.attention.head_count_kv": config["num_kv_heads"],
-        "llama.attention.key_length": config["head_dim"],
-        "llama.attention.value_length": config["head_dim"],
-        "llama.rope.dimension_count": config["head_dim"],
-        "llama.rope.freq_base": 10000.0,
-        "llama.attention.layer_norm_rms_epsilon": 1e-5,
-        "llama.vocab_size": config["vocab_size"],
+        f"{architecture}.block_count": config["num_layers"],
+        f"{architecture}.context_length": 512,
+        f"{architecture}.embedding_length": config["hidden_size"],
+        f"{architecture}.feed_forward_length": config["intermediate_size"],
+        f"{architecture}.attention.head_count": config["num_heads"],
+        f"{architecture}.attention.head_count_kv": config["num_kv_heads"],
+        f"{architecture}.attention.key_length": config["head_dim"],
+        f"{architecture}.attention.value_length": config["head_dim"],
+        f"{architecture}.rope.dimension_count": config["head_dim"],
+        f"{architecture}.rope.freq_base": 10000.0,
+        f"{architecture}.attention.layer_norm_rms_epsilon": 1e-5,
+        f"{architecture}.vocab_size": config["vocab_size"],
         **vocabulary(config["vocab_size"]),
         **(metadata or {}),
     }
@@ -71,7 +79,7 @@ def write_tiny_gguf(
         gguf_name = gguf_name_of(name)
         if gguf_name in drop:
             continue
-        if "q_proj" in name or "k_proj" in name:
+        if architecture == "llama" and ("q_proj" in name or "k_proj" in name):
             array = interleave_rows(array, config["num_heads" if "q_proj" in name else "num_kv_heads"])
         if array.ndim == 2 and quantization != gguf.GGMLQuantizationType.F32:
             writer.add_tensor(gguf_name, quantize(array, quantization), raw_dtype=quantization)
@@ -81,7 +89,7 @@ def write_tiny_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path, tensors
+    return (path if num_parts == 1 else path.with_name(f"tiny-00001-of-{num_parts:05d}.gguf")), tensors
 
 
 def gguf_name_of(name: str) -> str:
