@@ -17,12 +17,17 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 import mesh
-from coordinator.api.answering import ChatCompletionResponse
-from coordinator.api.chat_request import ChatRequest, to_generation_request
+from coordinator.api import chat_request, completion_request
+from coordinator.api.answer import Answer, AnswerHead
+from coordinator.api.answering import AnswerResponse
+from coordinator.api.chat_request import ChatRequest
 from coordinator.api.chat_response import ChatAnswer
+from coordinator.api.completion_request import CompletionRequest
+from coordinator.api.completion_response import CompletionAnswer
 from coordinator.api.errors import Failure, respond
+from coordinator.api.fields import AnswerFields
 from coordinator.api.middleware import BodyLimit, RequestId
-from coordinator.generation import generate
+from coordinator.generation import GenerationRequest, generate_all
 from coordinator.serving import MeshHealth, ModelHealth, ServedModel
 from mesh.errors import MeshError, RequestRefused
 
@@ -41,13 +46,25 @@ def create_app(models: Mapping[str, ServedModel], health: Callable[[], MeshHealt
     @app.post("/v1/chat/completions", response_model=None)
     async def create_chat_completion(chat: ChatRequest, request: Request) -> Response:
         model = _find(models, chat.model)
-        generation_request = to_generation_request(chat, request.state.request_id)
-        return ChatCompletionResponse(
-            ChatAnswer(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), model.name, model.fingerprint),
-            generate(model, generation_request),
-            stream=bool(chat.stream),
-            include_usage=chat.include_usage,
+        wanted = chat_request.to_generation_requests(chat, request.state.request_id, _vocab_size(model))
+        answer = ChatAnswer(_head(model, "chatcmpl"), model.tokenizer, len(wanted), bool(chat.logprobs))
+        return _respond(model, chat, wanted, answer)
+
+    @app.post("/v1/completions", response_model=None)
+    async def create_completion(completion: CompletionRequest, request: Request) -> Response:
+        model = _find(models, completion.model)
+        wanted = completion_request.to_generation_requests(
+            completion, request.state.request_id, _vocab_size(model)
         )
+        answer = CompletionAnswer(
+            _head(model, "cmpl"),
+            model.tokenizer,
+            completion.prompt,
+            answers_per_prompt=completion.answers,
+            choices_per_prompt=completion.n or 1,
+            has_logprobs=completion.logprobs is not None,
+        )
+        return _respond(model, completion, wanted, answer)
 
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
@@ -69,6 +86,26 @@ def create_app(models: Mapping[str, ServedModel], health: Callable[[], MeshHealt
         return {"status": "ok"}
 
     return app
+
+
+def _respond(
+    model: ServedModel, fields: AnswerFields, wanted: list[GenerationRequest], answer: Answer
+) -> Response:
+    return AnswerResponse(
+        answer,
+        generate_all(model, wanted),
+        stream=bool(fields.stream),
+        include_usage=fields.include_usage,
+        timeout_seconds=fields.timeout,
+    )
+
+
+def _head(model: ServedModel, kind: str) -> AnswerHead:
+    return AnswerHead(f"{kind}-{uuid.uuid4().hex}", int(time.time()), model.name, model.fingerprint)
+
+
+def _vocab_size(model: ServedModel) -> int:
+    return model.manifest.config.vocab_size
 
 
 def _find(models: Mapping[str, ServedModel], name: str) -> ServedModel:
