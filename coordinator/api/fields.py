@@ -23,6 +23,9 @@ MAX_STOP_IDS = 1024
 MAX_ANSWERS = 128  # to one request: OpenAI's bound of ``n``, here of all its prompts together
 MAX_TIMEOUT_SECONDS = 24 * 3600
 
+# Keeps the likeliest token alone of any vocabulary below a million; less would be 0 in the wire's 32 bits.
+LEAST_TOP_P = 1e-6
+
 _SEED_BITS = 64
 _MAX_INT = (1 << 31) - 1
 
@@ -91,7 +94,7 @@ class AnswerFields(BaseModel):
         None, description="0 and -1 keep every token."
     )
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: (
@@ -148,7 +151,7 @@ class AnswerFields(BaseModel):
         bias = {int(token_id): bias for token_id, bias in (self.logit_bias or {}).items()}
         return SamplingParams(
             temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
+            top_p=1.0 if self.top_p is None else max(self.top_p, LEAST_TOP_P),
             seed=seed,
             top_k=max(self.top_k or 0, 0),
             min_p=self.min_p or 0.0,

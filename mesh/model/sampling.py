@@ -54,8 +54,8 @@ class SamplingParams:
             raise UsageError(f"top_k {self.top_k}: expected an unsigned 32-bit integer")
         if not 0 <= self.min_p <= 1:
             raise UsageError(f"min_p {self.min_p}: expected 0 to 1")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise UsageError(f"repetition_penalty {self.repetition_penalty}: expected more than 0")
+        if not 0.01 <= self.repetition_penalty <= 100:  # further away float32 logits overflow
+            raise UsageError(f"repetition_penalty {self.repetition_penalty}: expected 0.01 to 100")
         for name in ("presence_penalty", "frequency_penalty"):
             if not math.isfinite(value := getattr(self, name)):
                 raise UsageError(f"{name} {value}: expected a finite number")

@@ -11,6 +11,7 @@ from typing import Any
 import openai
 import pytest
 
+from coordinator.api.fields import LEAST_TOP_P
 from coordinator.generation import SESSIONS_AT_ONCE
 from coordinator.token_pipeline import PipelineLost
 from tests.support.api_client import app_for
@@ -190,3 +191,8 @@ async def test_a_stream_beyond_its_deadline_ends_with_an_error() -> None:
                 text.append(chunk.choices[0].delta.content or "")
     assert ("".join(text), seen.value.code) == ("ab", "deadline_exceeded")
     assert pipeline.open_sessions == 0
+
+
+async def test_a_top_p_too_small_for_the_wire_keeps_one_token() -> None:
+    _, pipeline = await ask([EOS], top_p=1e-300)
+    assert pipeline.requests[0].sampling.top_p == LEAST_TOP_P
