@@ -8,15 +8,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal
 
 from coordinator.routing import Route
 from coordinator.serving import ServedModel
 from coordinator.stop_text import StopText
-from coordinator.token_pipeline import TokenRequest
+from coordinator.token_pipeline import TokenRequest, TokenSession
 from mesh.clock import Clock, SystemClock
 from mesh.errors import RequestRefused
+from mesh.model.logprobs import TokenLogprobs
 from mesh.model.sampling import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -25,19 +27,38 @@ logger = logging.getLogger(__name__)
 # "as long as the context allows" would let one request fill a node.
 DEFAULT_MAX_TOKENS = 1024
 
+# Of one client's request, the rest waits for its turn: many prompts in one body must not fill every stage.
+SESSIONS_AT_ONCE = 8
+
 Message = Mapping[str, str]  # role, content
 FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation, which the model's own template turns into a prompt."""
+
+    messages: Sequence[Message]
+
+
+TokenIds = tuple[int, ...]
+Prompt = Chat | str | TokenIds
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """What a client wants, whatever dialect it was said in."""
+    """One answer that a client wants, whatever dialect it was said in."""
 
     request_id: str
-    messages: Sequence[Message]
+    prompt: Prompt
     sampling: SamplingParams
-    max_tokens: int | None = None  # None: DEFAULT_MAX_TOKENS, or what the context leaves
+    max_tokens: int | None = None  # None: DEFAULT_MAX_TOKENS, or what the context leaves; 0: the prompt alone
     stop: tuple[str, ...] = ()
+    stop_ids: frozenset[int] = frozenset()  # end the answer as an end-of-sequence token does
+    ignore_eos: bool = False
+    echo: bool = False  # begin with a PromptEvent
+    prompt_logprobs: int | None = None  # in the PromptEvent, with so many likeliest tokens at each place
+    choice: int = 0  # which of the answers to a client's request this is
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +70,26 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredToken:
+    token_id: int
+    logprobs: TokenLogprobs
+    is_end: bool = False  # it ended the answer and has no text
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEvent:
+    """What was asked, before anything that was answered; only if ``echo``."""
+
+    ids: TokenIds
+    logprobs: tuple[TokenLogprobs, ...]  # from the second token on; empty if not asked for
+    choice: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class TextEvent:
-    text: str  # whole code points, never empty
+    text: str  # whole code points; empty only where ``tokens`` have none
+    tokens: tuple[ScoredToken, ...] = ()  # if asked for: those sampled since the event before
+    choice: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,68 +101,116 @@ class FinishEvent:
     route: Route
     ttft_seconds: float  # from the request to the first sampled token
     tokens_per_second: float | None  # of decoding, prefill not counted; None for a single token
+    choice: int = 0
 
 
-Event = TextEvent | FinishEvent
+Event = PromptEvent | TextEvent | FinishEvent
 
 
 async def generate(
     model: ServedModel, request: GenerationRequest, clock: Clock | None = None
 ) -> AsyncGenerator[Event, None]:
-    """Yields TextEvents as text becomes certain, then one FinishEvent.
+    """Yields a PromptEvent if asked for, TextEvents as text becomes certain, then one FinishEvent.
 
     Raises RequestRefused before anything is reserved (context) or while the session opens (503), PipelineLost
     later. ``aclose`` (or cancelling) leaves the session, and with it every stage, at once.
     """
     timer = _Timer(clock or SystemClock())
-    prompt_ids = await asyncio.to_thread(_encode, model, request.messages)
-    max_new_tokens = admit(len(prompt_ids), request.max_tokens, model.context_length)
-    answer = _Answer(model, request.stop)
+    prompt_ids = await asyncio.to_thread(encode, model, request.prompt)
+    where = "messages" if isinstance(request.prompt, Chat) else "prompt"
+    max_new_tokens = admit(len(prompt_ids), request.max_tokens, model.context_length, where)
+    answer = _Answer(model, request)
     token_request = TokenRequest(
         request_id=request.request_id,
-        prompt_ids=tuple(prompt_ids),
+        prompt_ids=prompt_ids,
         max_new_tokens=max_new_tokens,
         sampling=request.sampling,
+        # Without an answer the scores alone say that the prompt was computed.
+        prompt_logprobs=request.prompt_logprobs if max_new_tokens else request.prompt_logprobs or 0,
     )
+    is_scored = request.sampling.top_logprobs is not None
+    is_echoed = not request.echo
     async with model.pipeline.session(token_request) as session:
         async for token_id in session.tokens():
             timer.token()
-            if text := answer.push(token_id):
-                yield TextEvent(text)
+            if not is_echoed:
+                yield _prompt_event(request, prompt_ids, session)
+                is_echoed = True
+            if event := answer.push(token_id, session.logprobs[-1] if is_scored else None):
+                yield event
             if answer.is_stopped:
                 break
+        if not is_echoed:
+            yield _prompt_event(request, prompt_ids, session)
         route = session.route
-    if text := answer.flush():
-        yield TextEvent(text)
+    if event := answer.flush():
+        yield event
     finish = FinishEvent(
         reason="stop" if answer.is_stopped else "length",
         usage=Usage(len(prompt_ids), timer.tokens),
         route=route,
         ttft_seconds=timer.ttft_seconds,
         tokens_per_second=timer.tokens_per_second,
+        choice=request.choice,
     )
     _log(model, request, finish)
     yield finish
 
 
-def admit(prompt_tokens: int, max_tokens: int | None, context_length: int) -> int:
+async def generate_all(
+    model: ServedModel, requests: Sequence[GenerationRequest], at_once: int = SESSIONS_AT_ONCE
+) -> AsyncGenerator[Event, None]:
+    """The events of several answers as they come, each answer in a session of its own, ``at_once`` at a time.
+
+    Raises what ended the first answer that failed; like ``aclose`` that leaves every session.
+    """
+    if len(requests) == 1:
+        async with aclosing(generate(model, requests[0])) as events:
+            async for event in events:
+                yield event
+        return
+    turn = asyncio.Semaphore(at_once)
+    arrived: asyncio.Queue[Event | None] = asyncio.Queue()  # None: no more will come
+
+    async def run(request: GenerationRequest) -> None:
+        async with turn, aclosing(generate(model, request)) as events:
+            async for event in events:
+                arrived.put_nowait(event)
+
+    running = [asyncio.create_task(run(request)) for request in requests]
+    ended = asyncio.gather(*running)  # with the last answer, or the first failure
+    ended.add_done_callback(lambda _: arrived.put_nowait(None))
+    try:
+        while (event_or_end := await arrived.get()) is not None:
+            yield event_or_end
+        ended.result()
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running)
+        await asyncio.gather(ended, return_exceptions=True)
+
+
+def admit(prompt_tokens: int, max_tokens: int | None, context_length: int, where: str = "messages") -> int:
     """How many tokens may be sampled. Raises RequestRefused where the context is too short.
 
     The wording is what clients know an overflow by (LiteLLM reads its beginning, LangChain the code).
     """
+    if prompt_tokens == 0:
+        raise RequestRefused(f"{where}: no token to begin with", param=where)
     limit = f"This model's maximum context length is {context_length} tokens. However, "
-    if prompt_tokens >= context_length:
+    if prompt_tokens > context_length or (prompt_tokens == context_length and max_tokens != 0):
         raise RequestRefused(
-            f"{limit}your messages resulted in {prompt_tokens} tokens. (context_length_exceeded)",
+            f"{limit}your {where} resulted in {prompt_tokens} tokens. (context_length_exceeded)",
             code="context_length_exceeded",
-            param="messages",
+            param=where,
         )
     room = context_length - prompt_tokens
     if max_tokens is None:
         return min(room, DEFAULT_MAX_TOKENS)
     if max_tokens > room:
         raise RequestRefused(
-            f"{limit}you requested {prompt_tokens + max_tokens} tokens ({prompt_tokens} in the messages, "
+            f"{limit}you requested {prompt_tokens + max_tokens} tokens ({prompt_tokens} in the {where}, "
             f"{max_tokens} in the completion). (context_length_exceeded)",
             code="context_length_exceeded",
             param="max_tokens",
@@ -131,33 +218,59 @@ def admit(prompt_tokens: int, max_tokens: int | None, context_length: int) -> in
     return max_tokens
 
 
-def _encode(model: ServedModel, messages: Sequence[Message]) -> list[int]:
-    """Runs in a thread: megabytes of text must not stop the event loop. The template writes its own BOS."""
-    return model.tokenizer.encode(model.chat_template.render(messages), add_special=False)
+def encode(model: ServedModel, prompt: Prompt) -> TokenIds:
+    """Runs in a thread: megabytes of text must not stop the event loop.
+
+    A template writes its own BOS; before plain text the tokenizer puts what the model was trained with.
+    """
+    match prompt:
+        case Chat():
+            return tuple(
+                model.tokenizer.encode(model.chat_template.render(prompt.messages), add_special=False)
+            )
+        case str():
+            return tuple(model.tokenizer.encode(prompt))
+        case _:
+            return prompt
+
+
+def _prompt_event(request: GenerationRequest, ids: TokenIds, session: TokenSession) -> PromptEvent:
+    logprobs = () if request.prompt_logprobs is None else tuple(session.prompt_logprobs)
+    return PromptEvent(ids, logprobs, request.choice)
 
 
 class _Answer:
     """Token ids in, text out, until an end-of-sequence token or a stop string."""
 
-    def __init__(self, model: ServedModel, stop: tuple[str, ...]) -> None:
-        self._eos_ids = frozenset(model.manifest.config.eos_token_ids)
+    def __init__(self, model: ServedModel, request: GenerationRequest) -> None:
+        eos_ids = () if request.ignore_eos else model.manifest.config.eos_token_ids
+        self._end_ids = request.stop_ids.union(eos_ids)
         self._decoder = model.tokenizer.decoder()
-        self._text = StopText(stop)
+        self._text = StopText(request.stop)
+        self._choice = request.choice
+        self._untold: list[ScoredToken] = []  # sampled, their text not yet certain
         self._ended = False
 
     @property
     def is_stopped(self) -> bool:
         return self._ended or self._text.is_stopped
 
-    def push(self, token_id: int) -> str:
-        if token_id in self._eos_ids:
-            self._ended = True
-            return ""
-        return self._text.push(self._decoder.push(token_id))
+    def push(self, token_id: int, logprobs: TokenLogprobs | None = None) -> TextEvent | None:
+        """The text that this token makes certain, if any."""
+        self._ended = token_id in self._end_ids
+        if logprobs is not None:
+            self._untold.append(ScoredToken(token_id, logprobs, is_end=self._ended))
+        text = "" if self._ended else self._text.push(self._decoder.push(token_id))
+        return self._event(text) if text else None
 
-    def flush(self) -> str:
+    def flush(self) -> TextEvent | None:
         """What was held back: the bytes of an unfinished code point, the beginning of no stop string."""
-        return self._text.push(self._decoder.flush()) + self._text.flush()
+        text = self._text.push(self._decoder.flush()) + self._text.flush()
+        return self._event(text) if text or self._untold else None
+
+    def _event(self, text: str) -> TextEvent:
+        tokens, self._untold = tuple(self._untold), []
+        return TextEvent(text, tokens, self._choice)
 
 
 class _Timer:

@@ -11,16 +11,18 @@ import contextlib
 import logging
 import uuid
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, TypeVar
 
+from coordinator.opening import openings, read_logprobs
 from coordinator.routing import Route, RouteStage
 from coordinator.token_pipeline import PipelineLost, TokenRequest
 from mesh.errors import MeshError, RequestRefused
+from mesh.model.logprobs import TokenLogprobs
 from mesh.model.prefill import prefill_chunks
-from mesh.wire import common_pb2, stage_pb2, stage_pb2_grpc
+from mesh.wire import stage_pb2, stage_pb2_grpc
 from mesh.wire.channel import format_endpoint, open_channel
 from mesh.wire.link import Link, LinkClosed
-from mesh.wire.tensors import FLOAT32, pack_token_ids
+from mesh.wire.tensors import pack_token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +30,8 @@ OPEN_TIMEOUT_SECONDS = 10.0  # a stage answers an open at once; only a dead one 
 TOKEN_TIMEOUT_SECONDS = 120.0  # covers the prefill of a long prompt on a slow machine
 RETRY_SECONDS = 2  # what a client is told to wait when a stage is full or the route went stale
 
-_Event = stage_pb2.Token | stage_pb2.SessionFailed
+_Event = stage_pb2.Token | stage_pb2.PromptScores | stage_pb2.SessionFailed
+_Told = TypeVar("_Told", stage_pb2.Token, stage_pb2.PromptScores)
 
 
 class _Session:
@@ -41,6 +44,8 @@ class _Session:
         self.epoch = 1
         self.route = route
         self.logits: list[bytes] = []  # one per token, if asked for
+        self.logprobs: list[TokenLogprobs] = []
+        self.prompt_logprobs: list[TokenLogprobs] = []
         self._request, self._links, self._return_logits = request, links, return_logits
         self._events: asyncio.Queue[_Event] = asyncio.Queue()
         self._unopened = len(links)
@@ -63,29 +68,10 @@ class _Session:
 
     async def open(self) -> None:
         """Reserve on every stage. Raises RequestRefused (503); the caller closes in any case."""
-        request = self._request
-        max_tokens = len(request.prompt_ids) + request.max_new_tokens
-        for index, link in enumerate(self._links):
+        frames = openings(self.id, self.epoch, self._request, self.route, self._return_logits)
+        for link, opening in zip(self._links, frames, strict=True):
             link.attach(self)
-            link.send(
-                stage_pb2.Frame(
-                    open=stage_pb2.OpenSession(
-                        session=self.id,
-                        epoch=self.epoch,
-                        route=[_wire_stage(stage) for stage in self.route.stages],
-                        stage_index=index,
-                        max_tokens=max_tokens,
-                        sampling=stage_pb2.SamplingParams(
-                            temperature=request.sampling.temperature,
-                            top_p=request.sampling.top_p,
-                            seed=request.sampling.seed,
-                        ),
-                        request_id=request.request_id,
-                        dtype=FLOAT32,
-                        return_logits=self._return_logits,
-                    )
-                )
-            )
+            link.send(stage_pb2.Frame(open=opening))
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_SECONDS):
                 await self._opened.wait()
@@ -99,16 +85,22 @@ class _Session:
 
     async def tokens(self) -> AsyncIterator[int]:
         """Prefill in chunks that follow each other down the pipe, then one step per token."""
-        prompt = self._request.prompt_ids
+        prompt, max_new_tokens = self._request.prompt_ids, self._request.max_new_tokens
         for chunk in prefill_chunks(len(prompt)):
             ids = prompt[chunk.start : chunk.stop]
-            await self._send_step(ids, position=chunk.start, sample=chunk.stop == len(prompt))
-        for produced in range(1, self._request.max_new_tokens + 1):
-            token = await self._next_token()
+            is_last = chunk.stop == len(prompt)
+            await self._send_step(ids, position=chunk.start, sample=is_last and max_new_tokens > 0)
+        if self._request.prompt_logprobs is not None:
+            while len(self.prompt_logprobs) < len(prompt) - 1:
+                self._keep_scores(await self._next(stage_pb2.PromptScores))
+        for produced in range(1, max_new_tokens + 1):
+            token = await self._next(stage_pb2.Token)
+            if token.HasField("logprobs"):
+                self.logprobs.append(read_logprobs(token.logprobs))
             if self._return_logits:
                 self.logits.append(token.logits)
             yield token.token_id
-            if produced < self._request.max_new_tokens:
+            if produced < max_new_tokens:
                 await self._send_step((token.token_id,), position=token.position, sample=True)
 
     def close(self) -> None:
@@ -132,7 +124,15 @@ class _Session:
         except LinkClosed as exc:
             raise PipelineLost(str(exc)) from exc
 
-    async def _next_token(self) -> stage_pb2.Token:
+    def _keep_scores(self, scores: stage_pb2.PromptScores) -> None:
+        if scores.position != len(self.prompt_logprobs) + 1:
+            raise PipelineLost(
+                f"scores of the prompt from token {scores.position}, expected {len(self.prompt_logprobs) + 1}"
+            )
+        self.prompt_logprobs.extend(map(read_logprobs, scores.logprobs))
+
+    async def _next(self, kind: type[_Told]) -> _Told:
+        """What the last stage tells next. Raises PipelineLost if that is something else, or nothing."""
         try:
             async with asyncio.timeout(TOKEN_TIMEOUT_SECONDS):
                 event = await self._events.get()
@@ -140,6 +140,10 @@ class _Session:
             raise PipelineLost(f"no token for {TOKEN_TIMEOUT_SECONDS:g} s on route {self.route}") from exc
         if isinstance(event, stage_pb2.SessionFailed):
             raise PipelineLost(event.message)
+        if not isinstance(event, kind):
+            raise PipelineLost(
+                f"{self.route.stages[-1].name} told {type(event).__name__}, not {kind.__name__}"
+            )
         return event
 
 
@@ -216,6 +220,9 @@ class _NodeLink:
                 for token in frame.tokens.tokens:
                     if (session := self._find(token)) is not None:
                         session.on_event(token)
+            case "scores":
+                if (session := self._find(frame.scores)) is not None:
+                    session.on_event(frame.scores)
             case "opened":
                 if (session := self._find(frame.opened)) is not None:
                     session.on_opened()
@@ -279,15 +286,6 @@ class Pipeline:
             del self._links[link.stage]
         if not by_us:
             self._on_link_lost(link.stage)
-
-
-def _wire_stage(stage: RouteStage) -> stage_pb2.RouteStage:
-    return stage_pb2.RouteStage(
-        node_id=stage.node_id,
-        endpoint=common_pb2.Endpoint(host=stage.host, port=stage.port),
-        layers=common_pb2.LayerRange(start=stage.layers.start, stop=stage.layers.stop),
-        incarnation=stage.incarnation,
-    )
 
 
 def _unavailable(message: str, code: str) -> RequestRefused:

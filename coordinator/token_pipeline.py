@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 from coordinator.routing import Route
 from mesh.errors import Temporary
+from mesh.model.logprobs import TokenLogprobs
 from mesh.model.sampling import SamplingParams
 
 
@@ -25,13 +26,24 @@ class TokenRequest:
 
     request_id: str
     prompt_ids: tuple[int, ...]
-    max_new_tokens: int
+    max_new_tokens: int  # 0 only if ``prompt_logprobs``
     sampling: SamplingParams
+    prompt_logprobs: int | None = (
+        None  # how likely the prompt is, with so many likeliest at each place; None: not asked
+    )
 
 
 class TokenSession(Protocol):
     @property
     def route(self) -> Route: ...
+
+    @property
+    def prompt_logprobs(self) -> Sequence[TokenLogprobs]:
+        """If asked for: of the prompt from its second token on; complete with the first token, or the end."""
+
+    @property
+    def logprobs(self) -> Sequence[TokenLogprobs]:
+        """If ``sampling.top_logprobs``: one for each token given so far."""
 
     def tokens(self) -> AsyncIterator[int]:
         """Sampled ids, at most ``max_new_tokens``, end tokens included: the caller decides when to stop."""

@@ -19,17 +19,24 @@ import torch
 from mesh.errors import MeshError, Unhealthy
 from mesh.model.kv_cache import KvCache
 from mesh.model.llama import StageStep
+from mesh.model.logprobs import TokenLogprobs, token_logprobs
+from mesh.model.penalties import TokenHistory
 from mesh.model.sampling import SamplingParams, sample
 from mesh.wire.tensors import Rows
 from node.scheduling import choose_batch
+from node.sessions import PromptScoring
 
 logger = logging.getLogger(__name__)
+
+_SCORED_ROWS = 16  # of a prompt at a time: logits of a whole chunk would take a hundred megabytes
 
 
 class ComputeStage(Protocol):
     """The seam where a faster stage drops in: a batch of steps of several sessions, one result each."""
 
     def run(self, steps: Sequence[StageStep]) -> list[torch.Tensor]: ...
+
+    def logits(self, rows: torch.Tensor) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +53,8 @@ class Work:
     sampling: SamplingParams | None  # draw a token from the last row
     return_logits: bool
     tag: Any  # the submitter's, handed back untouched
+    history: TokenHistory | None = None  # the session's; every draw is written into it
+    scoring: PromptScoring | None = None  # score the prompt tokens that follow this step's
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +62,18 @@ class Sampled:
     token_id: int
     position: int  # where the token will stand when it is fed back
     logits: np.ndarray[Any, np.dtype[np.float32]] | None  # [vocab_size]
+    logprobs: TokenLogprobs | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Exactly one of the three is set, or none for the last stage's prefill chunks that draw nothing."""
+    """Either ``hidden`` or ``error`` is set, or on a last stage what the step was asked for, perhaps nothing."""
 
     work: Work
     hidden: Rows | None = None
     sampled: Sampled | None = None
     error: MeshError | None = None
+    scores: tuple[TokenLogprobs, ...] = ()  # of the prompt tokens from position ``work.position + 1`` on
 
 
 class EngineFailure(MeshError):
@@ -130,11 +141,11 @@ class Engine:
     def _compute(self, batch: list[Work]) -> list[Done]:
         try:
             outputs = self._stage.run([self._stage_step(work) for work in batch])
+            return [self._result(work, output) for work, output in zip(batch, outputs, strict=True)]
         except (MeshError, RuntimeError) as exc:  # torch reports out of memory and bad shapes as RuntimeError
             logger.exception("engine step failed", extra={"sessions": [work.session for work in batch]})
             failure = EngineFailure(f"engine: {exc}".splitlines()[0])
             return [Done(work, error=failure) for work in batch]
-        return [self._result(work, output) for work, output in zip(batch, outputs, strict=True)]
 
     def _stage_step(self, work: Work) -> StageStep:
         ids = hidden = None
@@ -144,17 +155,38 @@ class Engine:
             assert work.hidden is not None
             # The rows may be a read-only view of a frame; the stage must own what it may write to.
             hidden = torch.from_numpy(np.array(work.hidden)).to(self._device)
-        return StageStep(work.cache, work.position, ids, hidden, work.sampling is not None)
+        all_rows = work.scoring is not None
+        return StageStep(work.cache, work.position, ids, hidden, work.sampling is not None, all_rows)
 
     def _result(self, work: Work, output: torch.Tensor) -> Done:
         if not self._is_last:
             return Done(work, hidden=output.to("cpu", torch.float32).numpy())
+        scores: tuple[TokenLogprobs, ...] = ()
+        if work.scoring is not None:
+            scores = self._scores(work, work.scoring, output)
         if work.sampling is None:
-            return Done(work)
+            return Done(work, scores=scores)
+        if work.scoring is not None:
+            output = self._stage.logits(output[-1:])[0]  # alone, as any other row that is drawn from
         logits = output.to("cpu", torch.float32).numpy()
         position = work.position + work.num_tokens
         try:
-            token_id = sample(logits, work.sampling, position)
+            token_id = sample(logits, work.sampling, position, work.history)
         except Unhealthy as exc:  # this session's logits overflowed; the others of the batch are sound
             return Done(work, error=EngineFailure(f"engine: {exc}"))
-        return Done(work, sampled=Sampled(token_id, position, logits if work.return_logits else None))
+        if work.history is not None:
+            work.history.put(position, token_id)
+        logprobs = None
+        if (top := work.sampling.top_logprobs) is not None:
+            [logprobs] = token_logprobs(logits[None], [token_id], top)
+        sampled = Sampled(token_id, position, logits if work.return_logits else None, logprobs)
+        return Done(work, sampled=sampled, scores=scores)
+
+    def _scores(self, work: Work, scoring: PromptScoring, rows: torch.Tensor) -> tuple[TokenLogprobs, ...]:
+        ids = scoring.ids_after(work.position, work.num_tokens)
+        scores: list[TokenLogprobs] = []
+        for first in range(0, len(ids), _SCORED_ROWS):
+            wanted = ids[first : first + _SCORED_ROWS]
+            logits = self._stage.logits(rows[first : first + len(wanted)]).to("cpu", torch.float32).numpy()
+            scores += token_logprobs(logits, wanted, scoring.top)
+        return tuple(scores)

@@ -14,7 +14,7 @@ import grpc.aio
 
 from mesh.errors import MeshError
 from mesh.layers import LayerRange
-from mesh.model.sampling import SamplingParams
+from mesh.model.logprobs import TokenLogprobs
 from mesh.wire import common_pb2, stage_pb2, stage_pb2_grpc
 from mesh.wire.channel import format_endpoint
 from mesh.wire.link import Link as NeighbourLink
@@ -22,6 +22,7 @@ from mesh.wire.link import LinkClosed, VersionMismatch
 from mesh.wire.tensors import FLOAT32, FrameRefused, StageContract, StepAssembler
 from node.engine import Done, Engine, Work
 from node.forwarding import Forwarder
+from node.opening import BadOpening, read_drawing
 from node.sessions import BadStep, NextStage, Session, SessionRefused, SessionTable
 
 logger = logging.getLogger(__name__)
@@ -128,20 +129,23 @@ class StageService(stage_pb2_grpc.StageServicer):
     def _open(self, link: NeighbourLink, request: stage_pb2.OpenSession) -> None:
         try:
             next_stage = self._next_stage(request)
+            drawing = read_drawing(request, self._contract.vocab_size)
             self._sessions.open(
                 request.session,
                 request.epoch,
                 request_id=request.request_id,
                 max_tokens=request.max_tokens,
-                sampling=SamplingParams(
-                    request.sampling.temperature, request.sampling.top_p, request.sampling.seed
-                ),
+                sampling=drawing.sampling,
                 return_logits=request.return_logits,
                 next_stage=next_stage,
                 owner=link,
+                history=drawing.history,
+                scoring=drawing.scoring,
             )
         except SessionRefused as exc:
             self._report(link, request, _Reason.NO_CAPACITY, str(exc))
+        except BadOpening as exc:
+            self._report(link, request, _Reason.BAD_STEP, str(exc))
         except _StaleRoute as exc:
             self._report(link, request, _Reason.STALE_ROUTE, str(exc))
         else:
@@ -149,7 +153,7 @@ class StageService(stage_pb2_grpc.StageServicer):
                 self._forwarders[next_stage] = Forwarder(
                     next_stage, self._identity.hello(), self._contract.hidden_size, self._on_neighbour_lost
                 )
-            logger.debug("session open", extra={"session": request.session, "request_id": request.request_id})
+            logger.info("session open", extra={"session": request.session, "request_id": request.request_id})
             link.send(
                 stage_pb2.Frame(opened=stage_pb2.SessionOpened(session=request.session, epoch=request.epoch))
             )
@@ -220,6 +224,8 @@ class StageService(stage_pb2_grpc.StageServicer):
                     sampling=session.sampling if step.sample and session.next_stage is None else None,
                     return_logits=session.return_logits,
                     tag=_Ticket(session, step, credit),
+                    history=session.history,
+                    scoring=session.scoring if session.next_stage is None else None,
                 )
             )
 
@@ -246,8 +252,10 @@ class StageService(stage_pb2_grpc.StageServicer):
                 self._forwarders[session.next_stage].send((header, done.hidden, credit.step_done))
             else:
                 credit.step_done()
+                if done.scores:
+                    session.owner.send(_scores_frame(session, step, done.scores))
                 if done.sampled is not None:
-                    logits = done.sampled.logits
+                    logits, logprobs = done.sampled.logits, done.sampled.logprobs
                     tokens.setdefault(session.owner, []).append(
                         stage_pb2.Token(
                             session=session.id,
@@ -256,6 +264,7 @@ class StageService(stage_pb2_grpc.StageServicer):
                             position=done.sampled.position,
                             token_id=done.sampled.token_id,
                             logits=b"" if logits is None else logits.tobytes(),
+                            logprobs=None if logprobs is None else _wire_logprobs(logprobs),
                         )
                     )
         for link, drawn in tokens.items():
@@ -278,14 +287,18 @@ class StageService(stage_pb2_grpc.StageServicer):
             self._report(session.owner, session, reason, message)
 
     def _close(self, session_id: str) -> None:
-        self._sessions.close(session_id)
+        closed = self._sessions.close(session_id)
+        if closed is not None:
+            extra = {"session": closed.id, "request_id": closed.request_id, "tokens": closed.next_position}
+            logger.info("session closed", extra=extra)
         assert self._engine is not None
         for work in self._engine.drop(session_id):
             work.tag.credit.step_done()
 
     def _report(self, link: NeighbourLink, about: Any, reason: _Reason, message: str) -> None:
         session = about.id if isinstance(about, Session) else about.session
-        logger.info("session failed", extra={"session": session, "reason": message})
+        extra = {"session": session, "request_id": about.request_id, "reason": message}
+        logger.info("session failed", extra=extra)
         link.send(
             stage_pb2.Frame(
                 failed=stage_pb2.SessionFailed(
@@ -297,6 +310,27 @@ class StageService(stage_pb2_grpc.StageServicer):
                 )
             )
         )
+
+
+def _scores_frame(
+    session: Session, step: stage_pb2.Step, scores: tuple[TokenLogprobs, ...]
+) -> stage_pb2.Frame:
+    return stage_pb2.Frame(
+        scores=stage_pb2.PromptScores(
+            session=session.id,
+            epoch=session.epoch,
+            position=step.position + 1,
+            logprobs=[_wire_logprobs(each) for each in scores],
+        )
+    )
+
+
+def _wire_logprobs(logprobs: TokenLogprobs) -> stage_pb2.Logprobs:
+    return stage_pb2.Logprobs(
+        logprob=logprobs.logprob,
+        top_ids=[token_id for token_id, _ in logprobs.top],
+        top_logprobs=[logprob for _, logprob in logprobs.top],
+    )
 
 
 class _StaleRoute(MeshError):

@@ -13,6 +13,7 @@ from typing import Any
 
 from mesh.errors import MeshError
 from mesh.model.kv_cache import KvBudget, KvCache
+from mesh.model.penalties import TokenHistory
 from mesh.model.sampling import SamplingParams
 
 
@@ -33,6 +34,18 @@ class NextStage:
     incarnation: int
 
 
+@dataclass(frozen=True, slots=True)
+class PromptScoring:
+    """A prompt whose tokens' log-probabilities are wanted."""
+
+    prompt_ids: tuple[int, ...]
+    top: int  # likeliest tokens to tell at each place
+
+    def ids_after(self, position: int, num_tokens: int) -> tuple[int, ...]:
+        """The tokens that the rows of a step are to score; none for the last row of the prompt."""
+        return self.prompt_ids[position + 1 : position + 1 + num_tokens]
+
+
 @dataclass(slots=True)
 class Session:
     id: str
@@ -44,6 +57,8 @@ class Session:
     return_logits: bool
     next_stage: NextStage | None  # None on the last stage
     owner: Any  # the link that opened it: failures are reported there, and it dies with it
+    history: TokenHistory | None = None  # on a last stage that has to penalise tokens
+    scoring: PromptScoring | None = None  # on a last stage that has to tell how likely the prompt is
     next_position: int = 0
     last_step_id: int = 0
 
@@ -81,6 +96,8 @@ class SessionTable:
         return_logits: bool,
         next_stage: NextStage | None,
         owner: Any,
+        history: TokenHistory | None = None,
+        scoring: PromptScoring | None = None,
     ) -> Session:
         """Reserve KV cache for ``max_tokens`` and open. Raises SessionRefused; then nothing is held."""
         if session_id in self._sessions:
@@ -92,7 +109,7 @@ class SessionTable:
                 f"KV cache for {max_tokens} tokens asked, {self._budget.free_tokens} of {self._budget.total_tokens} free"
             )
         session = Session(
-            session_id, epoch, request_id, max_tokens, self._new_cache(max_tokens), sampling, return_logits, next_stage, owner
+            session_id, epoch, request_id, max_tokens, self._new_cache(max_tokens), sampling, return_logits, next_stage, owner, history, scoring
         )  # fmt: skip
         self._sessions[session_id] = session
         return session

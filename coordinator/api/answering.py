@@ -19,10 +19,10 @@ from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from coordinator.api.chat_response import ChatAnswer
+from coordinator.api.answer import Answer, mesh_object
 from coordinator.api.errors import describe
 from coordinator.api.running import RunningGeneration
-from coordinator.generation import Event, FinishEvent, TextEvent
+from coordinator.generation import Event, FinishEvent
 from mesh.errors import MeshError
 
 logger = logging.getLogger(__name__)
@@ -36,19 +36,25 @@ SEND_TIMEOUT_SECONDS = 60.0  # a client that takes nothing for so long is gone
 T = TypeVar("T")
 
 
-class ChatCompletionResponse(Response):
-    """The answer to one chat completion request, streamed or not."""
+class AnswerResponse(Response):
+    """The answer to one request in its dialect, streamed or not."""
 
     def __init__(
-        self, answer: ChatAnswer, events: AsyncGenerator[Event, None], *, stream: bool, include_usage: bool
+        self,
+        answer: Answer,
+        events: AsyncGenerator[Event, None],
+        *,
+        stream: bool,
+        include_usage: bool,
+        timeout_seconds: float | None,
     ) -> None:
         super().__init__()
-        self._answer, self._source = answer, events
+        self._answer, self._source, self._timeout_seconds = answer, events, timeout_seconds
         self._stream, self._include_usage = stream, include_usage
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = scope["state"]["request_id"]
-        async with RunningGeneration(self._source) as generation:
+        async with RunningGeneration(self._source, self._timeout_seconds) as generation:
             try:
                 if self._stream:
                     await _while_connected(receive, generation.begun(HEADER_PATIENCE_SECONDS))
@@ -60,15 +66,10 @@ class ChatCompletionResponse(Response):
                 _log_gone(request_id)
 
     async def _body(self, generation: RunningGeneration) -> dict[str, Any]:
-        text: list[str] = []
-        async for event in generation.events():
-            match event:
-                case TextEvent():
-                    text.append(event.text)
-                case FinishEvent():
-                    return self._answer.body("".join(text), event)
-        assert generation.error is not None, "a generation ends with its FinishEvent or an error"
-        raise generation.error
+        events = [event async for event in generation.events()]
+        if generation.error is not None:
+            raise generation.error
+        return self._answer.body(events)
 
     def _event_stream(self, generation: RunningGeneration, request_id: str) -> EventSourceResponse:
         async def on_gone(_: Message) -> None:
@@ -85,14 +86,18 @@ class ChatCompletionResponse(Response):
         )
 
     async def _events(self, generation: RunningGeneration, request_id: str) -> AsyncIterator[ServerSentEvent]:
-        yield _event(self._answer.role_chunk())
+        for chunk in self._answer.opening():
+            yield _event(chunk)
+        finishes: list[FinishEvent] = []
         async for event in generation.events():
-            match event:
-                case TextEvent():
-                    yield _event(self._answer.text_chunk(event.text))
-                case FinishEvent():
-                    for chunk in self._answer.last_chunks(event, self._include_usage):
-                        yield _event(chunk)
+            chunks = self._answer.chunks(event)
+            if isinstance(event, FinishEvent):
+                finishes.append(event)
+                if len(finishes) == self._answer.answers:
+                    chunks += [self._answer.usage_chunk(finishes)] if self._include_usage else []
+                    chunks[-1]["mesh"] = mesh_object(event)
+            for chunk in chunks:
+                yield _event(chunk)
         if (error := generation.error) is not None:
             # Too late for a status. Clients raise on such an event; without [DONE] nobody takes the text for
             # whole.

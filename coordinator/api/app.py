@@ -1,11 +1,13 @@
 """The routes: convert in, call, convert out.
 
-Answers at once whatever can be answered from values; a chat completion is handed to ``answering``. No CORS: a
+Answers at once whatever can be answered from values; what a model must say is handed to ``answering``. No CORS: a
 web page from elsewhere has no business with a mesh on this machine.
 """
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -17,37 +19,69 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 import mesh
-from coordinator.api.answering import ChatCompletionResponse
-from coordinator.api.chat_request import ChatRequest, to_generation_request
+from coordinator.api import chat_request, completion_request
+from coordinator.api.answer import Answer, AnswerHead
+from coordinator.api.answering import AnswerResponse
+from coordinator.api.chat_request import ChatRequest
 from coordinator.api.chat_response import ChatAnswer
-from coordinator.api.errors import Failure, respond
+from coordinator.api.completion_request import CompletionRequest
+from coordinator.api.completion_response import CompletionAnswer
+from coordinator.api.errors import ERROR_RESPONSES, Failure, describe, respond
+from coordinator.api.fields import AnswerFields
 from coordinator.api.middleware import BodyLimit, RequestId
-from coordinator.generation import generate
+from coordinator.api.text_tools import text_routes
+from coordinator.generation import GenerationRequest, generate_all
+from coordinator.probing import Probe, ProbeOutcome
 from coordinator.serving import MeshHealth, ModelHealth, ServedModel
 from mesh.errors import MeshError, RequestRefused
+
+_STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer; with stream true its chunks, as server-sent events.",
+        "content": {"application/json": {}, "text/event-stream": {}},
+    }
+}
 
 
 def create_app(models: Mapping[str, ServedModel], health: Callable[[], MeshHealth]) -> FastAPI:
     """``models`` by the name clients ask for, in the order they are listed; ``health`` is asked every time."""
     # The documentation pages load their scripts from elsewhere; /openapi.json is enough and works offline.
     app = FastAPI(
-        title="llama-mesh", version=mesh.__version__, docs_url=None, redoc_url=None, redirect_slashes=False
+        title="llama-mesh",
+        version=mesh.__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        responses=ERROR_RESPONSES,
     )
+    probes = {name: Probe(model) for name, model in models.items()}
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestId)  # the last added is the outermost
     for kind in (MeshError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, respond)
 
-    @app.post("/v1/chat/completions", response_model=None)
+    @app.post("/v1/chat/completions", response_model=None, responses=_STREAMED)
     async def create_chat_completion(chat: ChatRequest, request: Request) -> Response:
         model = _find(models, chat.model)
-        generation_request = to_generation_request(chat, request.state.request_id)
-        return ChatCompletionResponse(
-            ChatAnswer(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), model.name, model.fingerprint),
-            generate(model, generation_request),
-            stream=bool(chat.stream),
-            include_usage=chat.include_usage,
+        wanted = chat_request.to_generation_requests(chat, request.state.request_id, _vocab_size(model))
+        answer = ChatAnswer(_head(model, "chatcmpl"), model.tokenizer, len(wanted), bool(chat.logprobs))
+        return _respond(model, chat, wanted, answer)
+
+    @app.post("/v1/completions", response_model=None, responses=_STREAMED)
+    async def create_completion(completion: CompletionRequest, request: Request) -> Response:
+        model = _find(models, completion.model)
+        wanted = completion_request.to_generation_requests(
+            completion, request.state.request_id, _vocab_size(model)
         )
+        answer = CompletionAnswer(
+            _head(model, "cmpl"),
+            model.tokenizer,
+            completion.prompt,
+            answers_per_prompt=completion.answers,
+            choices_per_prompt=completion.n or 1,
+            has_logprobs=completion.logprobs is not None,
+        )
+        return _respond(model, completion, wanted, answer)
 
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
@@ -68,7 +102,37 @@ def create_app(models: Mapping[str, ServedModel], health: Callable[[], MeshHealt
     async def is_alive() -> dict[str, str]:
         return {"status": "ok"}
 
+    @app.head("/readyz", include_in_schema=False)
+    @app.get("/readyz")
+    async def can_answer() -> Response:
+        outcomes = await asyncio.gather(*(probe.outcome() for probe in probes.values()))
+        return _probe_response(dict(zip(probes, outcomes, strict=True)))
+
+    def find_or_first(name: str | None) -> ServedModel:
+        return _find(models, next(iter(models), "") if name is None else name)
+
+    app.include_router(text_routes(find_or_first))
     return app
+
+
+def _respond(
+    model: ServedModel, fields: AnswerFields, wanted: list[GenerationRequest], answer: Answer
+) -> Response:
+    return AnswerResponse(
+        answer,
+        generate_all(model, wanted),
+        stream=bool(fields.stream),
+        include_usage=fields.include_usage,
+        timeout_seconds=fields.timeout,
+    )
+
+
+def _head(model: ServedModel, kind: str) -> AnswerHead:
+    return AnswerHead(f"{kind}-{uuid.uuid4().hex}", int(time.time()), model.name, model.fingerprint)
+
+
+def _vocab_size(model: ServedModel) -> int:
+    return model.manifest.config.vocab_size
 
 
 def _find(models: Mapping[str, ServedModel], name: str) -> ServedModel:
@@ -115,6 +179,25 @@ def _health_response(now: MeshHealth) -> Response:
     missing = "; ".join(f"{m.name} lacks layers {', '.join(map(str, m.missing))}" for m in now.models)
     failure = Failure(503, "mesh_incomplete", missing or "no model is served", retry_after=now.retry_after)
     return JSONResponse({**failure.body(), **state}, status_code=failure.status, headers=failure.headers())
+
+
+def _probe_response(outcomes: Mapping[str, ProbeOutcome]) -> Response:
+    """Ready as soon as one model answers, as ``/health``."""
+    state = [
+        {
+            "id": name,
+            "ready": outcome.error is None,
+            "probe_ms": round(outcome.seconds * 1000, 1),
+            "error": None if outcome.error is None else str(outcome.error),
+        }
+        for name, outcome in outcomes.items()
+    ]
+    errors = [outcome.error for outcome in outcomes.values() if outcome.error is not None]
+    if len(errors) < len(outcomes):
+        return JSONResponse({"status": "ok", "models": state})
+    told = describe(errors[0]) if errors else Failure(503, "mesh_incomplete", "no model is served")
+    failure = dataclasses.replace(told, status=503)
+    return JSONResponse({**failure.body(), "models": state}, status_code=503, headers=failure.headers())
 
 
 def _coverage(model: ModelHealth) -> dict[str, Any]:

@@ -1,83 +1,92 @@
 """Chat completions as OpenAI clients read them: one body, or chunks of a stream. Pure.
 
 The rules of chunks, each broken by some server and noticed by some client: ``finish_reason`` is always there,
-``null`` until the one finish chunk, whose delta is empty; the first chunk says the role; the usage chunk comes
-last, with no choices, and only if it was asked for; ``id``, ``created`` and ``model`` are the same throughout.
-
-Our own ``mesh`` object (route, hops, speed) rides on the last chunk or the body: clients keep unknown fields, but
-an event of our own would crash them.
+``null`` until the one finish chunk of its choice, whose delta is empty; the first chunk says the role; the usage chunk
+comes last, with no choices, and only if it was asked for; ``id``, ``created`` and ``model`` are the same throughout.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from coordinator.generation import FinishEvent
+from coordinator.api.answer import AnswerHead, json_logprob, mesh_object, token_text, usage
+from coordinator.generation import Event, FinishEvent, ScoredToken, TextEvent
+from mesh.model.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class ChatAnswer:
-    """What all parts of one answer share."""
+    """The dialect of ``/v1/chat/completions``."""
 
-    id: str
-    created: int  # seconds since the Unix epoch
-    model: str
-    fingerprint: str
+    head: AnswerHead
+    tokenizer: Tokenizer
+    answers: int  # choices
+    has_logprobs: bool
 
-    def body(self, text: str, finish: FinishEvent) -> dict[str, Any]:
+    def body(self, events: Sequence[Event]) -> dict[str, Any]:
         """The whole answer of a request that does not stream."""
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": None,
+        finishes = sorted(
+            (event for event in events if isinstance(event, FinishEvent)), key=lambda finish: finish.choice
+        )
+        return {
+            **self.head.of("chat.completion"),
+            "choices": [self._choice(finish, events) for finish in finishes],
+            "usage": usage(finishes, self.answers),
+            "mesh": mesh_object(finishes[0]),
+        }
+
+    def opening(self) -> list[dict[str, Any]]:
+        return [self._chunk(choice, {"role": "assistant", "content": ""}) for choice in range(self.answers)]
+
+    def chunks(self, event: Event) -> list[dict[str, Any]]:
+        match event:
+            case TextEvent():
+                return [self._chunk(event.choice, {"content": event.text}, self._logprobs(event.tokens))]
+            case FinishEvent():
+                return [self._chunk(event.choice, {}, finish_reason=event.reason)]
+            case _:
+                return []
+
+    def usage_chunk(self, finishes: Sequence[FinishEvent]) -> dict[str, Any]:
+        head = self.head.of("chat.completion.chunk")
+        return {**head, "choices": [], "usage": usage(finishes, self.answers)}
+
+    def _choice(self, finish: FinishEvent, events: Sequence[Event]) -> dict[str, Any]:
+        texts = [event for event in events if isinstance(event, TextEvent) and event.choice == finish.choice]
+        content = "".join(event.text for event in texts)
+        return {
+            "index": finish.choice,
+            "message": {"role": "assistant", "content": content, "refusal": None},
+            "logprobs": self._logprobs([token for event in texts for token in event.tokens]),
             "finish_reason": finish.reason,
         }
-        return {
-            **self._head("chat.completion"),
-            "choices": [choice],
-            "usage": _usage(finish),
-            "mesh": _mesh(finish),
-        }
 
-    def role_chunk(self) -> dict[str, Any]:
-        return self._chunk({"role": "assistant", "content": ""})
+    def _chunk(
+        self,
+        choice: int,
+        delta: dict[str, str],
+        logprobs: dict[str, Any] | None = None,
+        finish_reason: str | None = None,
+    ) -> dict[str, Any]:
+        fields = {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        return {**self.head.of("chat.completion.chunk"), "choices": [fields]}
 
-    def text_chunk(self, text: str) -> dict[str, Any]:
-        return self._chunk({"content": text})
+    def _logprobs(self, tokens: Sequence[ScoredToken]) -> dict[str, Any] | None:
+        """Of the tokens that have text: an end token is no part of a message."""
+        if not self.has_logprobs:
+            return None
+        content = [
+            {
+                **self._token(scored.token_id, scored.logprobs.logprob),
+                "top_logprobs": [self._token(*likely) for likely in scored.logprobs.top],
+            }
+            for scored in tokens
+            if not scored.is_end
+        ]
+        return {"content": content, "refusal": None}
 
-    def last_chunks(self, finish: FinishEvent, include_usage: bool) -> list[dict[str, Any]]:
-        """The finish chunk and, if asked for, the usage chunk."""
-        chunks = [self._chunk({}, finish.reason)]
-        if include_usage:
-            chunks.append({**self._head("chat.completion.chunk"), "choices": [], "usage": _usage(finish)})
-        chunks[-1]["mesh"] = _mesh(finish)
-        return chunks
-
-    def _chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return {**self._head("chat.completion.chunk"), "choices": [choice]}
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": kind,
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": self.fingerprint,
-        }
-
-
-def _usage(finish: FinishEvent) -> dict[str, int]:
-    prompt, completion = finish.usage.prompt_tokens, finish.usage.completion_tokens
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-
-
-def _mesh(finish: FinishEvent) -> dict[str, Any]:
-    speed = finish.tokens_per_second
-    return {
-        "route": str(finish.route),
-        "hops": len(finish.route.stages),
-        "ttft_ms": round(finish.ttft_seconds * 1000, 1),
-        "tokens_per_second": None if speed is None else round(speed, 2),
-    }
+    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
+        token = self.tokenizer.token_bytes(token_id)
+        return {"token": token_text(token), "logprob": json_logprob(logprob), "bytes": list(token)}

@@ -14,6 +14,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -38,6 +39,25 @@ _TYPES = {
     503: "unavailable_error",
 }
 _CODES = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+
+
+class ErrorFields(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(BaseModel):
+    """As ``/openapi.json`` tells it."""
+
+    error: ErrorFields
+
+
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "The request cannot be answered; the error says why."},
+    "5XX": {"model": ErrorBody, "description": "The mesh cannot answer; Retry-After says when to ask again."},
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,17 @@ from types import TracebackType
 from typing import Self
 
 from coordinator.generation import Event
+from mesh.errors import RequestRefused
 
 
 class RunningGeneration:
-    """``async with`` it: leaving cancels what still runs and waits until the session is left."""
+    """``async with`` it: leaving cancels what still runs and waits until the session is left.
 
-    def __init__(self, events: AsyncGenerator[Event, None]) -> None:
-        self._source = events
+    After ``timeout_seconds`` the generation is given up as a client's own deadline asks.
+    """
+
+    def __init__(self, events: AsyncGenerator[Event, None], timeout_seconds: float | None = None) -> None:
+        self._source, self._timeout_seconds = events, timeout_seconds
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()  # None: no more will come
         self._begun = asyncio.Event()  # the first event is there, or there will be none
         self._is_silent = True
@@ -57,11 +61,22 @@ class RunningGeneration:
             yield event
 
     async def _run(self) -> None:
-        async with aclosing(self._source) as events:
-            async for event in events:
-                self._events.put_nowait(event)
-                self._is_silent = False
-                self._begun.set()
+        deadline = asyncio.timeout(self._timeout_seconds)
+        try:
+            async with deadline, aclosing(self._source) as events:
+                async for event in events:
+                    self._events.put_nowait(event)
+                    self._is_silent = False
+                    self._begun.set()
+        except TimeoutError as exc:
+            if not deadline.expired():
+                raise
+            raise RequestRefused(
+                f"the answer was not finished within the {self._timeout_seconds:g} s that the request gives it",
+                status=504,
+                code="deadline_exceeded",
+                param="timeout",
+            ) from exc
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._events.put_nowait(None)

@@ -41,6 +41,9 @@ class StageStep:
     token_ids: Tensor | None
     hidden: Tensor | None
     sample: bool  # the last stage answers with the logits of the last row
+    all_rows: bool = (
+        False  # the last stage answers with every row, for ``Stage.logits``, whatever ``sample`` says
+    )
 
     @property
     def num_tokens(self) -> int:
@@ -106,7 +109,8 @@ class Stage:
         """Compute the steps, at most one per session.
 
         Returns for each the hidden states ``[T, D]``; on the last stage the logits ``[V]`` float32 of the last row if
-        ``sample``, else an empty tensor. Raises StepRefused before anything has changed.
+        ``sample``, else an empty tensor; but the hidden states there too if ``all_rows``. Raises StepRefused before
+        anything has changed.
         """
         self._check(steps)
         batch = self._batch(steps)
@@ -117,7 +121,14 @@ class Stage:
         for step in steps:
             step.cache.advance(step.num_tokens)
         rows = list(hidden.split(batch.sizes))
-        return self._logits(rows, steps) if self.is_last else rows
+        return self._last_logits(rows, steps) if self.is_last else rows
+
+    @torch.inference_mode()
+    def logits(self, rows: Tensor) -> Tensor:
+        """Logits ``[T, V]`` float32 of hidden states ``[T, D]`` that the last stage has given."""
+        assert self._weights.final_norm is not None
+        assert self._weights.head is not None
+        return (self._norm(rows, self._weights.final_norm) @ self._weights.head).float()
 
     def _check(self, steps: Sequence[StageStep]) -> None:
         if len({id(step.cache) for step in steps}) != len(steps):
@@ -219,16 +230,14 @@ class Stage:
         gate, up = _times(normed, layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
         return F.linear(F.silu(gate) * up, layer.down, layer.down_bias)
 
-    def _logits(self, rows: Sequence[Tensor], steps: Sequence[StageStep]) -> list[Tensor]:
-        assert self._weights.final_norm is not None
-        assert self._weights.head is not None
-        wanted = [row[-1] for row, step in zip(rows, steps, strict=True) if step.sample]
+    def _last_logits(self, rows: Sequence[Tensor], steps: Sequence[StageStep]) -> list[Tensor]:
+        wanted = [row[-1] for row, step in zip(rows, steps, strict=True) if step.sample and not step.all_rows]
+        logits = iter(self.logits(torch.stack(wanted)) if wanted else ())
         nothing = torch.empty(0, device=self.device)
-        if not wanted:
-            return [nothing for _ in steps]
-        last = self._norm(torch.stack(wanted), self._weights.final_norm)
-        logits = iter((last @ self._weights.head).float())
-        return [next(logits) if step.sample else nothing for step in steps]
+        return [
+            row if step.all_rows else next(logits) if step.sample else nothing
+            for row, step in zip(rows, steps, strict=True)
+        ]
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """RMSNorm (Zhang and Sennrich 2019), in float32 whatever the weights are."""

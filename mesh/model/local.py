@@ -11,6 +11,7 @@ import torch
 
 from mesh.model.kv_cache import KvCache
 from mesh.model.llama import Stage, StageStep
+from mesh.model.penalties import TokenHistory
 from mesh.model.prefill import prefill_chunks
 from mesh.model.sampling import Logits, SamplingParams, sample
 
@@ -32,10 +33,14 @@ def generate_with_logits(
     stop_ids: Collection[int] = (),
 ) -> Iterator[tuple[int, Logits]]:
     """Each sampled id with the logits ``[V]`` it was drawn from; ends after a stop id, which it includes."""
-    cache = stage.new_cache(len(prompt_ids) + max_new_tokens)
+    max_tokens = len(prompt_ids) + max_new_tokens
+    cache = stage.new_cache(max_tokens)
+    history = TokenHistory(prompt_ids, len(prompt_ids), max_tokens) if params.needs_history else None
     logits = prefill(stage, cache, prompt_ids)
     for produced in range(1, max_new_tokens + 1):
-        token_id = sample(logits, params, cache.position)
+        token_id = sample(logits, params, cache.position, history)
+        if history is not None:
+            history.put(cache.position, token_id)
         yield token_id, logits
         if token_id in stop_ids or produced == max_new_tokens:
             return

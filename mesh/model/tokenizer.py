@@ -6,6 +6,7 @@ work. Ours is only what a stream needs: text that leaves token by token and neve
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from tokenizers import Tokenizer as HfTokenizer
@@ -14,8 +15,22 @@ from mesh.errors import ShardCorrupt
 from mesh.weights.shard import Shard
 
 _REPLACEMENT = "\ufffd"
+_SPACE = "\u2581"  # SentencePiece's visible stand-in
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _CODE_POINT = 4  # bytes at most, and so ids
 _MAX_HELD = 64  # ids without certain text (a long run of U+FFFD): bounds the work for each further id
+
+
+def _byte_characters() -> dict[str, bytes]:
+    """GPT-2's visible stand-ins for bytes: themselves where printable, else characters from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): bytes([byte]) for byte in printable} | {
+        chr(0x100 + index): bytes([byte]) for index, byte in enumerate(others)
+    }
+
+
+_BYTE_OF = _byte_characters()
 
 
 class Tokenizer:
@@ -26,6 +41,9 @@ class Tokenizer:
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._added_ids = frozenset(added)
+        decoder = tokenizer.decoder  # its state is its part of tokenizer.json
+        self._is_byte_level = decoder is not None and b'"ByteLevel"' in bytes(decoder.__getstate__())
 
     @classmethod
     def from_aux(cls, shard: Shard) -> Tokenizer:
@@ -49,9 +67,24 @@ class Tokenizer:
         post-processor would (BOS), which a chat template has already written."""
         return list(self._tokenizer.encode(text, add_special_tokens=add_special).ids)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """All the text of the ids; special tokens leave none."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+    def decode(self, ids: Sequence[int], *, show_special: bool = False) -> str:
+        """All the text of the ids; special tokens leave none unless ``show_special``."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=not show_special))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for, of a special token its name; they need not be whole code points."""
+        token = self.token(token_id)
+        if (
+            token is None
+        ):  # a hole in the vocabulary: a model may have more rows than its tokenizer has tokens
+            return b""
+        if token_id in self._added_ids:
+            return token.encode()
+        if self._is_byte_level:
+            return b"".join(_BYTE_OF.get(char, char.encode()) for char in token)
+        if byte := _BYTE_TOKEN.fullmatch(token):
+            return bytes([int(byte[1], 16)])
+        return token.replace(_SPACE, " ").encode()
 
     def token(self, token_id: int) -> str | None:
         """The token as the vocabulary spells it."""

@@ -9,7 +9,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Frame(_message.Message):
-    __slots__ = ("hello", "open", "opened", "failed", "steps", "tokens", "close", "credit")
+    __slots__ = ("hello", "open", "opened", "failed", "steps", "tokens", "close", "credit", "scores")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
@@ -18,6 +18,7 @@ class Frame(_message.Message):
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FIELD_NUMBER: _ClassVar[int]
     CREDIT_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     open: OpenSession
     opened: SessionOpened
@@ -26,7 +27,8 @@ class Frame(_message.Message):
     tokens: Tokens
     close: CloseSession
     credit: Credit
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., open: _Optional[_Union[OpenSession, _Mapping]] = ..., opened: _Optional[_Union[SessionOpened, _Mapping]] = ..., failed: _Optional[_Union[SessionFailed, _Mapping]] = ..., steps: _Optional[_Union[Steps, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., close: _Optional[_Union[CloseSession, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ...) -> None: ...
+    scores: PromptScores
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., open: _Optional[_Union[OpenSession, _Mapping]] = ..., opened: _Optional[_Union[SessionOpened, _Mapping]] = ..., failed: _Optional[_Union[SessionFailed, _Mapping]] = ..., steps: _Optional[_Union[Steps, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., close: _Optional[_Union[CloseSession, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., scores: _Optional[_Union[PromptScores, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol", "sender", "incarnation", "release_id", "kernel_id", "layers", "credits")
@@ -59,7 +61,7 @@ class RouteStage(_message.Message):
     def __init__(self, node_id: _Optional[str] = ..., endpoint: _Optional[_Union[_common_pb2.Endpoint, _Mapping]] = ..., layers: _Optional[_Union[_common_pb2.LayerRange, _Mapping]] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class OpenSession(_message.Message):
-    __slots__ = ("session", "epoch", "route", "stage_index", "max_tokens", "sampling", "request_id", "dtype", "return_logits")
+    __slots__ = ("session", "epoch", "route", "stage_index", "max_tokens", "sampling", "request_id", "dtype", "return_logits", "token_ids", "prompt_tokens", "prompt_logprobs")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +71,9 @@ class OpenSession(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     RETURN_LOGITS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     session: str
     epoch: int
     route: _containers.RepeatedCompositeFieldContainer[RouteStage]
@@ -78,17 +83,46 @@ class OpenSession(_message.Message):
     request_id: str
     dtype: _common_pb2.DType
     return_logits: bool
-    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., route: _Optional[_Iterable[_Union[RouteStage, _Mapping]]] = ..., stage_index: _Optional[int] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., request_id: _Optional[str] = ..., dtype: _Optional[_Union[_common_pb2.DType, str]] = ..., return_logits: bool = ...) -> None: ...
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    prompt_tokens: int
+    prompt_logprobs: int
+    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., route: _Optional[_Iterable[_Union[RouteStage, _Mapping]]] = ..., stage_index: _Optional[int] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., request_id: _Optional[str] = ..., dtype: _Optional[_Union[_common_pb2.DType, str]] = ..., return_logits: bool = ..., token_ids: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
-    __slots__ = ("temperature", "top_p", "seed")
+    __slots__ = ("temperature", "top_p", "seed", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "bias_ids", "biases", "top_logprobs")
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    MIN_P_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    PRESENCE_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    FREQUENCY_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    BIAS_IDS_FIELD_NUMBER: _ClassVar[int]
+    BIASES_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     temperature: float
     top_p: float
     seed: int
-    def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    bias_ids: _containers.RepeatedScalarFieldContainer[int]
+    biases: _containers.RepeatedScalarFieldContainer[float]
+    top_logprobs: int
+    def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., bias_ids: _Optional[_Iterable[int]] = ..., biases: _Optional[_Iterable[float]] = ..., top_logprobs: _Optional[int] = ...) -> None: ...
+
+class Logprobs(_message.Message):
+    __slots__ = ("logprob", "top_ids", "top_logprobs")
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    TOP_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    logprob: float
+    top_ids: _containers.RepeatedScalarFieldContainer[int]
+    top_logprobs: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, logprob: _Optional[float] = ..., top_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class SessionOpened(_message.Message):
     __slots__ = ("session", "epoch")
@@ -169,20 +203,34 @@ class Steps(_message.Message):
     def __init__(self, dtype: _Optional[_Union[_common_pb2.DType, str]] = ..., hidden_size: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class Token(_message.Message):
-    __slots__ = ("session", "epoch", "step_id", "position", "token_id", "logits")
+    __slots__ = ("session", "epoch", "step_id", "position", "token_id", "logits", "logprobs")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     LOGITS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     session: str
     epoch: int
     step_id: int
     position: int
     token_id: int
     logits: bytes
-    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., step_id: _Optional[int] = ..., position: _Optional[int] = ..., token_id: _Optional[int] = ..., logits: _Optional[bytes] = ...) -> None: ...
+    logprobs: Logprobs
+    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., step_id: _Optional[int] = ..., position: _Optional[int] = ..., token_id: _Optional[int] = ..., logits: _Optional[bytes] = ..., logprobs: _Optional[_Union[Logprobs, _Mapping]] = ...) -> None: ...
+
+class PromptScores(_message.Message):
+    __slots__ = ("session", "epoch", "position", "logprobs")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    epoch: int
+    position: int
+    logprobs: _containers.RepeatedCompositeFieldContainer[Logprobs]
+    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[Logprobs, _Mapping]]] = ...) -> None: ...
 
 class Tokens(_message.Message):
     __slots__ = ("tokens",)

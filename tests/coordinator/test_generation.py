@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.generation import FinishEvent, GenerationRequest, TextEvent, admit, generate
+from coordinator.generation import Chat, FinishEvent, GenerationRequest, TextEvent, admit, generate
 from coordinator.stop_text import StopText
 from coordinator.token_pipeline import PipelineLost
 from mesh.errors import RequestRefused
@@ -30,7 +30,7 @@ def request(
 ) -> GenerationRequest:
     return GenerationRequest(
         request_id="req-1",
-        messages=[{"role": "user", "content": content}],
+        prompt=Chat([{"role": "user", "content": content}]),
         sampling=SamplingParams(temperature=0.5, top_p=0.9, seed=seed),
         max_tokens=max_tokens,
         stop=stop,

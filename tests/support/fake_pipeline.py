@@ -10,6 +10,7 @@ from coordinator.routing import Route, RouteStage
 from coordinator.token_pipeline import TokenRequest, TokenSession
 from mesh.errors import MeshError
 from mesh.layers import LayerRange
+from mesh.model.logprobs import TokenLogprobs
 
 
 def fake_route(*cuts: int) -> Route:
@@ -71,10 +72,16 @@ class FakePipeline:
 class _FakeSession:
     def __init__(self, pipeline: FakePipeline, request: TokenRequest) -> None:
         self.route = pipeline.route
+        self.logprobs: list[TokenLogprobs] = []
+        self.prompt_logprobs: list[TokenLogprobs] = []
         self._pipeline, self._request = pipeline, request
 
     async def tokens(self) -> AsyncIterator[int]:
-        pipeline = self._pipeline
+        pipeline, request = self._pipeline, self._request
+        if request.prompt_logprobs is not None:
+            self.prompt_logprobs += [
+                scripted_logprobs(i, request.prompt_logprobs) for i in request.prompt_ids[1:]
+            ]
         for number, token_id in enumerate(pipeline.script[: self._request.max_new_tokens]):
             if number == pipeline.park_at:
                 pipeline.parked.set()
@@ -83,7 +90,14 @@ class _FakeSession:
                 raise pipeline.failure
             pipeline.before_token()
             pipeline.tokens_given += 1
+            if (top := request.sampling.top_logprobs) is not None:
+                self.logprobs.append(scripted_logprobs(token_id, top))
             yield token_id
+
+
+def scripted_logprobs(token_id: int, top: int) -> TokenLogprobs:
+    """Of a model to which the token, then the ids after it, are the likeliest."""
+    return TokenLogprobs(-0.5, tuple((token_id + place, -0.5 - place) for place in range(top)))
 
 
 def refused(error: MeshError) -> FakePipeline:

@@ -44,11 +44,11 @@ CONFIG = LlamaConfig(
 
 def random_stage(layers: LayerRange, config: LlamaConfig = CONFIG) -> Stage:
     """The same weights for the same layer, whatever range it is part of."""
-    return Stage.from_tensors(config, layers, _random_tensors(config))
+    return Stage.from_tensors(config, layers, random_tensors(config))
 
 
 @functools.cache
-def _random_tensors(config: LlamaConfig) -> Mapping[str, torch.Tensor]:
+def random_tensors(config: LlamaConfig) -> Mapping[str, torch.Tensor]:
     rng = np.random.default_rng(0)
     d, f = config.hidden_size, config.intermediate_size
 

@@ -80,7 +80,8 @@ async def test_an_unknown_model_is_not_found() -> None:
         ({"messages": [{"role": "user", "content": "x" * 600}]}, "context_length_exceeded", "messages"),
         ({"max_tokens": 500}, "context_length_exceeded", "max_tokens"),
         ({"messages": []}, "invalid_value", "messages"),
-        ({"n": 2}, "unsupported_parameter", "n"),
+        ({"n": 129}, "invalid_value", "n"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "unsupported_parameter", "tools"),
     ],
 )
 async def test_a_bad_request_says_what_is_wrong(fields: dict[str, object], code: str, param: str) -> None:

@@ -177,3 +177,37 @@ def test_unreadable_tokenizer_is_refused_in_one_line(content: bytes) -> None:
 def test_release_without_a_tokenizer_is_refused() -> None:
     with pytest.raises(ShardCorrupt, match=r"expected a tokenizer\.json, found none"):
         Tokenizer.from_aux(aux_shard({"LICENSE": b"free"}))
+
+
+# -- bytes of single tokens
+
+
+@given(text=texts)
+def test_bytes_of_the_tokens_are_the_bytes_of_the_text(byte_level: Tokenizer, text: str) -> None:
+    ids = byte_level.encode(text, add_special=False)
+    assert b"".join(map(byte_level.token_bytes, ids)) == text.encode()
+
+
+def test_bytes_of_special_tokens_are_their_names_and_a_hole_has_none(byte_level: Tokenizer) -> None:
+    assert byte_level.token_bytes(START) == b"<|im_start|>"
+    assert byte_level.token_bytes(299) == b""
+
+
+def test_bytes_of_sentencepiece_tokens(byte_fallback: Tokenizer) -> None:
+    ids = [1 + 0xC3, 1 + 0xA9, 257, 258]
+    assert [byte_fallback.token_bytes(token_id) for token_id in ids] == [b"\xc3", b"\xa9", b" a", b"b"]
+
+
+@pytest.mark.real_model
+@settings(deadline=None)
+@given(text=texts)
+def test_bytes_of_real_tokens_are_the_bytes_of_their_text(real: Tokenizer, text: str) -> None:
+    ids = real.encode(text, add_special=False)  # a byte that its vocabulary lacks is lost here already
+    told = b"".join(map(real.token_bytes, ids)).decode(errors="replace")
+    assert told == real.decode(ids, show_special=True)
+
+
+def test_special_tokens_are_shown_when_asked_for(byte_level: Tokenizer) -> None:
+    ids = byte_level.encode("<|im_start|>é<|im_end|>", add_special=False)
+    assert byte_level.decode(ids, show_special=True) == "<|im_start|>é<|im_end|>"
+    assert byte_level.decode(ids) == "é"

@@ -1,0 +1,89 @@
+"""``/tokenize``, ``/detokenize`` and ``/apply-template`` as llama.cpp's server has them: what a model reads, made visible."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from coordinator.api.chat_request import ChatMessage, to_messages
+from coordinator.api.fields import Lenient, Text, TokenId
+from coordinator.serving import ServedModel
+from mesh.errors import RequestRefused
+
+MAX_TOKENS = 1 << 20  # as many as a body can spell
+
+
+class _OfModel(Lenient):
+    model: Text | None = Field(None, description="The first of /v1/models if absent.")
+
+
+class TokenizeRequest(_OfModel):
+    content: Text
+    add_special: bool | None = Field(
+        None, description="Begin as the model was trained to (BOS); false if absent."
+    )
+    parse_special: bool | None = Field(
+        None, description="Special tokens are always recognised; false is refused."
+    )
+    with_pieces: bool | None = Field(
+        None, description="Tell each token's text, or its bytes if they are no text."
+    )
+
+
+class DetokenizeRequest(_OfModel):
+    tokens: Annotated[list[TokenId], Field(max_length=MAX_TOKENS)]
+
+
+class TemplateRequest(_OfModel):
+    messages: list[ChatMessage]
+
+
+def text_routes(find: Callable[[str | None], ServedModel]) -> APIRouter:
+    """``find`` returns the model of that name, or the first; raises RequestRefused."""
+    router = APIRouter()
+
+    @router.post("/tokenize")
+    async def tokenize(request: TokenizeRequest) -> dict[str, list[Any]]:
+        tokenizer = find(request.model).tokenizer
+        if request.parse_special is False:
+            raise RequestRefused(
+                "parse_special false is not supported by this mesh; leave it out",
+                code="unsupported_parameter",
+                param="parse_special",
+            )
+        add_special = bool(request.add_special)
+        ids = await asyncio.to_thread(tokenizer.encode, request.content, add_special=add_special)
+        if not request.with_pieces:
+            return {"tokens": ids}
+        return {"tokens": [{"id": each, "piece": _piece(tokenizer.token_bytes(each))} for each in ids]}
+
+    @router.post("/detokenize")
+    async def detokenize(request: DetokenizeRequest) -> dict[str, str]:
+        model = find(request.model)
+        vocab_size = model.manifest.config.vocab_size
+        if request.tokens and max(request.tokens) >= vocab_size:
+            raise RequestRefused(
+                f"tokens: {max(request.tokens)} is not in the model's vocabulary of {vocab_size}",
+                param="tokens",
+            )
+        decode = model.tokenizer.decode
+        return {"content": await asyncio.to_thread(decode, request.tokens, show_special=True)}
+
+    @router.post("/apply-template")
+    async def apply_template(request: TemplateRequest) -> dict[str, str]:
+        model = find(request.model)
+        messages = to_messages(request.messages)
+        return {"prompt": await asyncio.to_thread(model.chat_template.render, messages)}
+
+    return router
+
+
+def _piece(token: bytes) -> str | list[int]:
+    try:
+        return token.decode()
+    except UnicodeDecodeError:
+        return list(token)
