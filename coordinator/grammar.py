@@ -33,12 +33,13 @@ class Grammar:
         self._tokenizer, self._grammar = tokenizer, grammar
 
     def masks(self) -> TokenMasks:
-        return _Masks(LLMatcher(self._tokenizer, self._grammar, log_level=0))
+        return _Masks(LLMatcher(self._tokenizer, self._grammar, log_level=0), self._tokenizer.vocab_size)
 
 
 class _Masks:
-    def __init__(self, matcher: LLMatcher) -> None:
+    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
         self._matcher = matcher
+        self._mask_bytes = (vocab_size + 31) // 32 * 4  # whole words; the library may add one more
 
     def accept(self, token_id: int) -> None:
         self._matcher.consume_token(token_id)  # what it cannot take shows in the next mask
@@ -47,7 +48,7 @@ class _Masks:
         mask = await asyncio.to_thread(self._matcher.compute_bitmask)
         if self._matcher.is_error():
             raise GrammarFailed(f"response_format: {self._matcher.get_error().splitlines()[0][:200]}")
-        return mask
+        return mask[: self._mask_bytes]
 
 
 class GrammarCompiler:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 import torch
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coordinator.api import create_app
+from coordinator.grammar import GrammarCompiler
 from coordinator.pipeline import Pipeline
 from tests.support.api_client import app_for, chat, client_of
 from tests.support.fake_pipeline import FakePipeline
@@ -127,6 +129,24 @@ async def test_what_is_said_always_fits_its_schema() -> None:
             [choice] = answer.choices
             assert choice.finish_reason == "stop"
             assert holds(json.loads(choice.message.content)), (schema, choice.message.content)
+
+
+@pytest.mark.parametrize(("vocab_size", "expected"), [(259, 36), (287, 36), (288, 36), (289, 40), (320, 40)])
+async def test_a_mask_has_a_bit_for_each_token_in_whole_words(vocab_size: int, expected: int) -> None:
+    compiler = GrammarCompiler(served_model(FakePipeline(b"")).tokenizer, vocab_size, (256, 258))
+    grammar = await compiler.compile({"enum": ["a"]}, "schema")
+    masks = grammar.masks()
+    said = b""
+    while (token_id := _only(await masks.next())) < 256:
+        said += bytes([token_id])
+        masks.accept(token_id)
+    assert (said, token_id) == (b'"a"', 256)
+    assert len(await masks.next()) == expected
+
+
+def _only(mask: bytes) -> int:
+    """The lowest token that is allowed."""
+    return int(np.flatnonzero(np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little"))[0])
 
 
 async def test_json_object_is_an_object_and_others_go_on_beside_it() -> None:
