@@ -15,7 +15,7 @@ from typing import Literal
 from coordinator.routing import Route
 from coordinator.serving import ServedModel
 from coordinator.stop_text import StopText
-from coordinator.token_pipeline import TokenRequest, TokenSession
+from coordinator.token_pipeline import MaskSource, TokenRequest, TokenSession
 from mesh.clock import Clock, SystemClock
 from mesh.errors import RequestRefused
 from mesh.model.logprobs import TokenLogprobs
@@ -58,6 +58,7 @@ class GenerationRequest:
     ignore_eos: bool = False
     echo: bool = False  # begin with a PromptEvent
     prompt_logprobs: int | None = None  # in the PromptEvent, with so many likeliest tokens at each place
+    grammar: MaskSource | None = None  # that the answer must follow
     choice: int = 0  # which of the answers to a client's request this is
 
 
@@ -127,6 +128,7 @@ async def generate(
         sampling=request.sampling,
         # Without an answer the scores alone say that the prompt was computed.
         prompt_logprobs=request.prompt_logprobs if max_new_tokens else request.prompt_logprobs or 0,
+        grammar=request.grammar,
     )
     is_scored = request.sampling.top_logprobs is not None
     is_echoed = not request.echo

@@ -27,6 +27,7 @@ def openings(
             request_id=request.request_id,
             dtype=FLOAT32,
             return_logits=return_logits,
+            masked=request.grammar is not None,
         )
         if stage is route.stages[-1]:
             _tell_tokens(opening, request)

@@ -93,6 +93,9 @@ class _Session:
         if self._request.prompt_logprobs is not None:
             while len(self.prompt_logprobs) < len(prompt) - 1:
                 self._keep_scores(await self._next(stage_pb2.PromptScores))
+        masks = None if self._request.grammar is None else self._request.grammar.masks()
+        if masks is not None and max_new_tokens:
+            self._send_mask(await masks.next(), position=len(prompt))
         for produced in range(1, max_new_tokens + 1):
             token = await self._next(stage_pb2.Token)
             if token.HasField("logprobs"):
@@ -102,6 +105,9 @@ class _Session:
             yield token.token_id
             if produced < max_new_tokens:
                 await self._send_step((token.token_id,), position=token.position, sample=True)
+                if masks is not None:  # made while the stages compute the step
+                    masks.accept(token.token_id)
+                    self._send_mask(await masks.next(), position=token.position + 1)
 
     def close(self) -> None:
         """Free every stage, whatever state the session is in."""
@@ -130,6 +136,10 @@ class _Session:
                 f"scores of the prompt from token {scores.position}, expected {len(self.prompt_logprobs) + 1}"
             )
         self.prompt_logprobs.extend(map(read_logprobs, scores.logprobs))
+
+    def _send_mask(self, allowed: bytes, *, position: int) -> None:
+        mask = stage_pb2.TokenMask(session=self.id, epoch=self.epoch, position=position, allowed=allowed)
+        self._links[-1].send(stage_pb2.Frame(mask=mask))
 
     async def _next(self, kind: type[_Told]) -> _Told:
         """What the last stage tells next. Raises PipelineLost if that is something else, or nothing."""

@@ -20,6 +20,20 @@ class PipelineLost(Temporary):
     """A stage was lost in the middle of an answer; tokens already given stay valid."""
 
 
+class TokenMasks(Protocol):
+    """Which tokens one answer may have next, given those it has."""
+
+    def accept(self, token_id: int) -> None: ...
+
+    async def next(self) -> bytes:
+        """A bit for each token, lowest first. Raises MeshError if that cannot be said."""
+
+
+class MaskSource(Protocol):
+    def masks(self) -> TokenMasks:
+        """For an answer from its beginning."""
+
+
 @dataclass(frozen=True, slots=True)
 class TokenRequest:
     """One sequence to continue."""
@@ -28,9 +42,8 @@ class TokenRequest:
     prompt_ids: tuple[int, ...]
     max_new_tokens: int  # 0 only if ``prompt_logprobs``
     sampling: SamplingParams
-    prompt_logprobs: int | None = (
-        None  # how likely the prompt is, with so many likeliest at each place; None: not asked
-    )
+    prompt_logprobs: int | None = None  # tell how likely the prompt is, with so many likeliest at each place
+    grammar: MaskSource | None = None  # draw only what its masks allow
 
 
 class TokenSession(Protocol):

@@ -54,6 +54,7 @@ class Work:
     return_logits: bool
     tag: Any  # the submitter's, handed back untouched
     history: TokenHistory | None = None  # the session's; every draw is written into it
+    mask: bytes | None = None  # bits, lowest first: which tokens may be drawn
     scoring: PromptScoring | None = None  # score the prompt tokens that follow this step's
 
 
@@ -171,7 +172,7 @@ class Engine:
         logits = output.to("cpu", torch.float32).numpy()
         position = work.position + work.num_tokens
         try:
-            token_id = sample(logits, work.sampling, position, work.history)
+            token_id = sample(logits, work.sampling, position, work.history, _allowed(work.mask, len(logits)))
         except Unhealthy as exc:  # this session's logits overflowed; the others of the batch are sound
             return Done(work, error=EngineFailure(f"engine: {exc}"))
         if work.history is not None:
@@ -190,3 +191,9 @@ class Engine:
             logits = self._stage.logits(rows[first : first + len(wanted)]).to("cpu", torch.float32).numpy()
             scores += token_logprobs(logits, wanted, scoring.top)
         return tuple(scores)
+
+
+def _allowed(mask: bytes | None, vocab_size: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
+    if mask is None:
+        return None
+    return np.unpackbits(np.frombuffer(mask, np.uint8), count=vocab_size, bitorder="little").view(np.bool_)

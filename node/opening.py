@@ -11,7 +11,7 @@ from mesh.errors import MeshError, UsageError
 from mesh.model.penalties import TokenHistory
 from mesh.model.sampling import MAX_TOP_LOGPROBS, SamplingParams
 from mesh.wire import stage_pb2
-from node.sessions import PromptScoring
+from node.sessions import MaskGate, PromptScoring
 
 
 class BadOpening(MeshError):
@@ -24,6 +24,7 @@ class Drawing:
 
     sampling: SamplingParams
     history: TokenHistory | None
+    gate: MaskGate | None
     scoring: PromptScoring | None
 
 
@@ -52,7 +53,7 @@ def read_drawing(request: stage_pb2.OpenSession, vocab_size: int) -> Drawing:
                 f"prompt_logprobs {request.prompt_logprobs}: expected at most {MAX_TOP_LOGPROBS}"
             )
         scoring = PromptScoring(tuple(request.token_ids[: request.prompt_tokens]), request.prompt_logprobs)
-    return Drawing(sampling, history, scoring)
+    return Drawing(sampling, history, MaskGate() if request.masked else None, scoring)
 
 
 def _sampling(wire: stage_pb2.SamplingParams) -> SamplingParams:

@@ -7,14 +7,13 @@ sessions and hears of failures; neighbours' links bring hidden states.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc.aio
 
 from mesh.errors import MeshError
 from mesh.layers import LayerRange
-from mesh.model.logprobs import TokenLogprobs
 from mesh.wire import common_pb2, stage_pb2, stage_pb2_grpc
 from mesh.wire.channel import format_endpoint
 from mesh.wire.link import Link as NeighbourLink
@@ -23,6 +22,7 @@ from mesh.wire.tensors import FLOAT32, FrameRefused, StageContract, StepAssemble
 from node.engine import Done, Engine, Work
 from node.forwarding import Forwarder
 from node.opening import BadOpening, read_drawing
+from node.scores import scores_frame, wire_logprobs
 from node.sessions import BadStep, NextStage, Session, SessionRefused, SessionTable
 
 logger = logging.getLogger(__name__)
@@ -121,6 +121,8 @@ class StageService(stage_pb2_grpc.StageServicer):
                 self._on_steps(link, assembler, frame.steps)
             case "open":
                 self._open(link, frame.open)
+            case "mask":
+                self._on_mask(frame.mask)
             case "close":
                 assembler.forget(frame.close.session)
                 if self._sessions.get(frame.close.session, frame.close.epoch) is not None:
@@ -140,6 +142,7 @@ class StageService(stage_pb2_grpc.StageServicer):
                 next_stage=next_stage,
                 owner=link,
                 history=drawing.history,
+                gate=drawing.gate,
                 scoring=drawing.scoring,
             )
         except SessionRefused as exc:
@@ -211,23 +214,45 @@ class StageService(stage_pb2_grpc.StageServicer):
                 self._fail(session, _Reason.BAD_STEP, str(exc))
                 credit.step_done()
                 continue
-            assert self._engine is not None
-            self._engine.submit(
-                Work(
-                    session=session.id,
-                    step_id=step.step_id,
-                    cache=session.cache,
-                    position=step.position,
-                    num_tokens=step.num_tokens,
-                    token_ids=tuple(step.token_ids) if rows is None else None,
-                    hidden=rows,
-                    sampling=session.sampling if step.sample and session.next_stage is None else None,
-                    return_logits=session.return_logits,
-                    tag=_Ticket(session, step, credit),
-                    history=session.history,
-                    scoring=session.scoring if session.next_stage is None else None,
-                )
+            is_last = session.next_stage is None
+            work = Work(
+                session=session.id,
+                step_id=step.step_id,
+                cache=session.cache,
+                position=step.position,
+                num_tokens=step.num_tokens,
+                token_ids=tuple(step.token_ids) if rows is None else None,
+                hidden=rows,
+                sampling=session.sampling if step.sample and is_last else None,
+                return_logits=session.return_logits,
+                tag=_Ticket(session, step, credit),
+                history=session.history,
+                scoring=session.scoring if is_last else None,
             )
+            if session.gate is not None and work.sampling is not None:
+                self._submit_masked(session.gate.on_work(step.position + step.num_tokens, work))
+            else:
+                self._submit(work)
+
+    def _on_mask(self, mask: stage_pb2.TokenMask) -> None:
+        session = self._sessions.get(mask.session, mask.epoch)
+        if session is None or session.gate is None:
+            return
+        expected = (self._contract.vocab_size + 31) // 32 * 4
+        if len(mask.allowed) != expected:
+            reason = f"a mask of {len(mask.allowed)} bytes, expected {expected}"
+            self._fail(session, _Reason.BAD_STEP, reason)
+            return
+        self._submit_masked(session.gate.on_mask(mask.position, mask.allowed))
+
+    def _submit_masked(self, met: tuple[Work, bytes] | None) -> None:
+        if met is not None:
+            work, mask = met
+            self._submit(replace(work, mask=mask))
+
+    def _submit(self, work: Work) -> None:
+        assert self._engine is not None
+        self._engine.submit(work)
 
     def on_done(self, batch: list[Done]) -> None:
         """Results of the engine, on the event loop: forward hidden states, report tokens."""
@@ -253,7 +278,7 @@ class StageService(stage_pb2_grpc.StageServicer):
             else:
                 credit.step_done()
                 if done.scores:
-                    session.owner.send(_scores_frame(session, step, done.scores))
+                    session.owner.send(scores_frame(session, step, done.scores))
                 if done.sampled is not None:
                     logits, logprobs = done.sampled.logits, done.sampled.logprobs
                     tokens.setdefault(session.owner, []).append(
@@ -264,7 +289,7 @@ class StageService(stage_pb2_grpc.StageServicer):
                             position=done.sampled.position,
                             token_id=done.sampled.token_id,
                             logits=b"" if logits is None else logits.tobytes(),
-                            logprobs=None if logprobs is None else _wire_logprobs(logprobs),
+                            logprobs=None if logprobs is None else wire_logprobs(logprobs),
                         )
                     )
         for link, drawn in tokens.items():
@@ -289,6 +314,8 @@ class StageService(stage_pb2_grpc.StageServicer):
     def _close(self, session_id: str) -> None:
         closed = self._sessions.close(session_id)
         if closed is not None:
+            if closed.gate is not None and (waiting := closed.gate.drop()) is not None:
+                waiting.tag.credit.step_done()
             extra = {"session": closed.id, "request_id": closed.request_id, "tokens": closed.next_position}
             logger.info("session closed", extra=extra)
         assert self._engine is not None
@@ -310,27 +337,6 @@ class StageService(stage_pb2_grpc.StageServicer):
                 )
             )
         )
-
-
-def _scores_frame(
-    session: Session, step: stage_pb2.Step, scores: tuple[TokenLogprobs, ...]
-) -> stage_pb2.Frame:
-    return stage_pb2.Frame(
-        scores=stage_pb2.PromptScores(
-            session=session.id,
-            epoch=session.epoch,
-            position=step.position + 1,
-            logprobs=[_wire_logprobs(each) for each in scores],
-        )
-    )
-
-
-def _wire_logprobs(logprobs: TokenLogprobs) -> stage_pb2.Logprobs:
-    return stage_pb2.Logprobs(
-        logprob=logprobs.logprob,
-        top_ids=[token_id for token_id, _ in logprobs.top],
-        top_logprobs=[logprob for _, logprob in logprobs.top],
-    )
 
 
 class _StaleRoute(MeshError):

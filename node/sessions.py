@@ -47,6 +47,36 @@ class PromptScoring:
 
 
 @dataclass(slots=True)
+class MaskGate:
+    """Where a draw and its mask wait for one another: they come by different ways, in any order.
+
+    At most one of each is held. ``work`` is anything; what comes out of a method is ready to be computed.
+    """
+
+    _mask: tuple[int, bytes] | None = None  # position, bits
+    _work: tuple[int, Any] | None = None  # position, what waits
+
+    def on_work(self, position: int, work: Any) -> tuple[Any, bytes] | None:
+        self._work = (position, work)
+        return self._meet()
+
+    def on_mask(self, position: int, mask: bytes) -> tuple[Any, bytes] | None:
+        self._mask = (position, mask)
+        return self._meet()
+
+    def drop(self) -> Any | None:
+        """What waits, if anything does, waits no more."""
+        waiting, self._work = self._work, None
+        return None if waiting is None else waiting[1]
+
+    def _meet(self) -> tuple[Any, bytes] | None:
+        if self._mask is None or self._work is None or self._mask[0] != self._work[0]:
+            return None
+        work, mask, self._mask, self._work = self._work[1], self._mask[1], None, None
+        return work, mask
+
+
+@dataclass(slots=True)
 class Session:
     id: str
     epoch: int
@@ -58,6 +88,7 @@ class Session:
     next_stage: NextStage | None  # None on the last stage
     owner: Any  # the link that opened it: failures are reported there, and it dies with it
     history: TokenHistory | None = None  # on a last stage that has to penalise tokens
+    gate: MaskGate | None = None  # on a last stage that may draw only what the coordinator's masks allow
     scoring: PromptScoring | None = None  # on a last stage that has to tell how likely the prompt is
     next_position: int = 0
     last_step_id: int = 0
@@ -97,6 +128,7 @@ class SessionTable:
         next_stage: NextStage | None,
         owner: Any,
         history: TokenHistory | None = None,
+        gate: MaskGate | None = None,
         scoring: PromptScoring | None = None,
     ) -> Session:
         """Reserve KV cache for ``max_tokens`` and open. Raises SessionRefused; then nothing is held."""
@@ -109,7 +141,7 @@ class SessionTable:
                 f"KV cache for {max_tokens} tokens asked, {self._budget.free_tokens} of {self._budget.total_tokens} free"
             )
         session = Session(
-            session_id, epoch, request_id, max_tokens, self._new_cache(max_tokens), sampling, return_logits, next_stage, owner, history, scoring
+            session_id, epoch, request_id, max_tokens, self._new_cache(max_tokens), sampling, return_logits, next_stage, owner, history, gate, scoring
         )  # fmt: skip
         self._sessions[session_id] = session
         return session

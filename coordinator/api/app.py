@@ -31,6 +31,7 @@ from coordinator.api.fields import AnswerFields
 from coordinator.api.middleware import BodyLimit, RequestId
 from coordinator.api.text_tools import text_routes
 from coordinator.generation import GenerationRequest, generate_all
+from coordinator.grammar import GrammarCompiler
 from coordinator.probing import Probe, ProbeOutcome
 from coordinator.serving import MeshHealth, ModelHealth, ServedModel
 from mesh.errors import MeshError, RequestRefused
@@ -54,6 +55,7 @@ def create_app(models: Mapping[str, ServedModel], health: Callable[[], MeshHealt
         redirect_slashes=False,
         responses=ERROR_RESPONSES,
     )
+    grammars = {name: _compiler(model) for name, model in models.items()}
     probes = {name: Probe(model) for name, model in models.items()}
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestId)  # the last added is the outermost
@@ -63,7 +65,12 @@ def create_app(models: Mapping[str, ServedModel], health: Callable[[], MeshHealt
     @app.post("/v1/chat/completions", response_model=None, responses=_STREAMED)
     async def create_chat_completion(chat: ChatRequest, request: Request) -> Response:
         model = _find(models, chat.model)
-        wanted = chat_request.to_generation_requests(chat, request.state.request_id, _vocab_size(model))
+        schema, grammar = chat.schema_to_follow(), None
+        if schema is not None:
+            grammar = await grammars[model.name].compile(schema, chat_request.SCHEMA_PARAM)
+        wanted = chat_request.to_generation_requests(
+            chat, request.state.request_id, _vocab_size(model), grammar
+        )
         answer = ChatAnswer(_head(model, "chatcmpl"), model.tokenizer, len(wanted), bool(chat.logprobs))
         return _respond(model, chat, wanted, answer)
 
@@ -129,6 +136,11 @@ def _respond(
 
 def _head(model: ServedModel, kind: str) -> AnswerHead:
     return AnswerHead(f"{kind}-{uuid.uuid4().hex}", int(time.time()), model.name, model.fingerprint)
+
+
+def _compiler(model: ServedModel) -> GrammarCompiler:
+    config = model.manifest.config
+    return GrammarCompiler(model.tokenizer, config.vocab_size, tuple(config.eos_token_ids))
 
 
 def _vocab_size(model: ServedModel) -> int:

@@ -10,8 +10,11 @@ from pydantic import BeforeValidator, Field
 
 from coordinator.api.fields import AnswerFields, Lenient, Text, choice_seed
 from coordinator.generation import Chat, GenerationRequest
+from coordinator.token_pipeline import MaskSource
 from mesh.errors import RequestRefused
 from mesh.model.sampling import MAX_TOP_LOGPROBS
+
+SCHEMA_PARAM = "response_format.json_schema.schema"
 
 
 def _as_parts(content: object) -> object:
@@ -34,6 +37,17 @@ class ChatMessage(Lenient):
     function_call: Any = None
 
 
+class JsonSchema(Lenient):
+    name: Text | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Lenient):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
 class ChatRequest(AnswerFields):
     messages: list[ChatMessage]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -42,9 +56,27 @@ class ChatRequest(AnswerFields):
     )
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    response_format: ResponseFormat | None = None
+
+    def schema_to_follow(self) -> dict[str, Any] | None:
+        """Of the answer; None for plain text. Raises RequestRefused if it is missing."""
+        wanted = self.response_format
+        if wanted is None or wanted.type == "text":
+            return None
+        if self.ignore_eos:
+            raise RequestRefused(
+                "ignore_eos with a response_format: such an answer has an end", param="ignore_eos"
+            )
+        if wanted.type == "json_object":
+            return {"type": "object"}
+        if wanted.json_schema is None or wanted.json_schema.schema_ is None:
+            raise RequestRefused("response_format.json_schema.schema is missing", param=SCHEMA_PARAM)
+        return wanted.json_schema.schema_
 
 
-def to_generation_requests(chat: ChatRequest, request_id: str, vocab_size: int) -> list[GenerationRequest]:
+def to_generation_requests(
+    chat: ChatRequest, request_id: str, vocab_size: int, grammar: MaskSource | None = None
+) -> list[GenerationRequest]:
     """One for each choice. Raises RequestRefused for what the types cannot say."""
     chat.check(vocab_size)
     if chat.top_logprobs and not chat.logprobs:
@@ -60,6 +92,7 @@ def to_generation_requests(chat: ChatRequest, request_id: str, vocab_size: int) 
             stop=tuple(chat.stop or ()),
             stop_ids=frozenset(chat.stop_token_ids or ()),
             ignore_eos=bool(chat.ignore_eos),
+            grammar=grammar,
             choice=choice,
         )
         for choice in range(chat.n or 1)

@@ -21,6 +21,7 @@ from mesh.errors import Unhealthy, UsageError
 from mesh.model.penalties import TokenHistory, penalize_presence, penalize_repetition
 
 Logits = np.ndarray[Any, np.dtype[np.float32]]  # [vocab_size]
+Allowed = np.ndarray[Any, np.dtype[np.bool_]]  # [vocab_size]
 _Ids = np.ndarray[Any, np.dtype[np.int64]]
 _Weights = np.ndarray[Any, np.dtype[np.float64]]  # not normalised
 
@@ -40,7 +41,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0  # for each time that the answer has it; 0 is none
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added to its logit)
     top_logprobs: int | None = (
-        None  # tell the token's log-probability and those of so many likeliest; None: tell none
+        None  # tell how likely the token was, and so many likeliest; None: tell nothing
     )
 
     def __post_init__(self) -> None:
@@ -79,11 +80,17 @@ class SamplingParams:
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
-def sample(logits: Logits, params: SamplingParams, position: int, history: TokenHistory | None = None) -> int:
+def sample(
+    logits: Logits,
+    params: SamplingParams,
+    position: int,
+    history: TokenHistory | None = None,
+    allowed: Allowed | None = None,
+) -> int:
     """Draw the token that will stand at ``position``. Of equal logits the lowest id comes first.
 
-    ``history`` must hold every token before ``position`` if ``params.needs_history``. Raises Unhealthy if the logits
-    are not numbers to choose from.
+    ``history`` must hold every token before ``position`` if ``params.needs_history``; of ``allowed`` only those that are
+    true are drawn. Raises Unhealthy if the logits are not numbers to choose from.
     """
     best = int(np.argmax(logits))  # a NaN, if there is one
     if not math.isfinite(logits[best]):
@@ -91,14 +98,23 @@ def sample(logits: Logits, params: SamplingParams, position: int, history: Token
     if params.logit_bias or params.needs_history:
         logits = _adjusted(logits, params, position, history)
         best = int(np.argmax(logits))
+    if allowed is not None:
+        logits = np.where(allowed, logits, np.float32(-np.inf))
+        best = int(np.argmax(logits))
+        if not math.isfinite(logits[best]):
+            raise Unhealthy(f"no token may stand at position {position}")
     if params.temperature == 0:
         return best
     # The largest becomes 0 before the division: no temperature, however small, makes it overflow.
     with np.errstate(over="ignore"):
         weights = np.exp((logits.astype(np.float64) - float(logits[best])) / params.temperature)
     ids = np.arange(len(weights))
+    if allowed is not None:
+        ids = np.flatnonzero(weights)  # rounding must not draw what has no weight
+        weights = weights[ids]
     if 0 < params.top_k < len(weights):
-        ids, weights = _largest(weights, params.top_k)
+        places = _largest(weights, params.top_k)
+        ids, weights = ids[places], weights[places]
     if params.top_p < 1:
         ids, weights = _nucleus(ids, weights, params.top_p)
     if params.min_p > 0:
@@ -125,12 +141,11 @@ def _adjusted(logits: Logits, params: SamplingParams, position: int, history: To
     return logits
 
 
-def _largest(weights: _Weights, count: int) -> tuple[_Ids, _Weights]:
-    """The ``count`` largest, of equals the lowest ids, likeliest first."""
+def _largest(weights: _Weights, count: int) -> _Ids:
+    """Places of the ``count`` largest, of equals the lowest ids, likeliest first."""
     least = np.partition(weights, len(weights) - count)[len(weights) - count]
-    ids = np.flatnonzero(weights >= least)
-    ids = ids[np.argsort(-weights[ids], kind="stable")][:count]
-    return ids, weights[ids]
+    places = np.flatnonzero(weights >= least)
+    return places[np.argsort(-weights[places], kind="stable")][:count]
 
 
 def _nucleus(ids: _Ids, weights: _Weights, top_p: float) -> tuple[_Ids, _Weights]:

@@ -71,6 +71,10 @@ class Tokenizer:
         """All the text of the ids; special tokens leave none unless ``show_special``."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=not show_special))
 
+    def to_json(self) -> str:
+        """The tokenizer.json, as it is used here."""
+        return str(self._tokenizer.to_str())
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for, of a special token its name; they need not be whole code points."""
         token = self.token(token_id)

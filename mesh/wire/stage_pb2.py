@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from mesh.wire import common_pb2 as mesh_dot_wire_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15mesh/wire/stage.proto\x12\x0cmesh.wire.v1\x1a\x16mesh/wire/common.proto\"\x8f\x03\n\x05\x46rame\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.mesh.wire.v1.HelloH\x00\x12)\n\x04open\x18\x02 \x01(\x0b\x32\x19.mesh.wire.v1.OpenSessionH\x00\x12-\n\x06opened\x18\x03 \x01(\x0b\x32\x1b.mesh.wire.v1.SessionOpenedH\x00\x12-\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x1b.mesh.wire.v1.SessionFailedH\x00\x12$\n\x05steps\x18\x05 \x01(\x0b\x32\x13.mesh.wire.v1.StepsH\x00\x12&\n\x06tokens\x18\x06 \x01(\x0b\x32\x14.mesh.wire.v1.TokensH\x00\x12+\n\x05\x63lose\x18\x07 \x01(\x0b\x32\x1a.mesh.wire.v1.CloseSessionH\x00\x12&\n\x06\x63redit\x18\x08 \x01(\x0b\x32\x14.mesh.wire.v1.CreditH\x00\x12,\n\x06scores\x18\t \x01(\x0b\x32\x1a.mesh.wire.v1.PromptScoresH\x00\x42\x06\n\x04kind\"\xa0\x01\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06sender\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x06\x12\x12\n\nrelease_id\x18\x04 \x01(\t\x12\x11\n\tkernel_id\x18\x05 \x01(\t\x12(\n\x06layers\x18\x06 \x01(\x0b\x32\x18.mesh.wire.v1.LayerRange\x12\x0f\n\x07\x63redits\x18\x07 \x01(\r\"\x86\x01\n\nRouteStage\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12(\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32\x16.mesh.wire.v1.Endpoint\x12(\n\x06layers\x18\x03 \x01(\x0b\x32\x18.mesh.wire.v1.LayerRange\x12\x13\n\x0bincarnation\x18\x04 \x01(\x06\"\xda\x02\n\x0bOpenSession\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\'\n\x05route\x18\x03 \x03(\x0b\x32\x18.mesh.wire.v1.RouteStage\x12\x13\n\x0bstage_index\x18\x04 \x01(\r\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12.\n\x08sampling\x18\x06 \x01(\x0b\x32\x1c.mesh.wire.v1.SamplingParams\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\"\n\x05\x64type\x18\x08 \x01(\x0e\x32\x13.mesh.wire.v1.DType\x12\x15\n\rreturn_logits\x18\t \x01(\x08\x12\x11\n\ttoken_ids\x18\n \x03(\r\x12\x15\n\rprompt_tokens\x18\x0b \x01(\r\x12\x1c\n\x0fprompt_logprobs\x18\x0c \x01(\rH\x00\x88\x01\x01\x42\x12\n\x10_prompt_logprobs\"\x9b\x02\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\x0c\n\x04seed\x18\x03 \x01(\x06\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\r\n\x05min_p\x18\x05 \x01(\x01\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x07 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x08 \x01(\x01\x12\x10\n\x08\x62ias_ids\x18\t \x03(\r\x12\x0e\n\x06\x62iases\x18\n \x03(\x01\x12\x19\n\x0ctop_logprobs\x18\x0b \x01(\rH\x01\x88\x01\x01\x42\x15\n\x13_repetition_penaltyB\x0f\n\r_top_logprobs\"B\n\x08Logprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x01\x12\x0f\n\x07top_ids\x18\x02 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x03 \x03(\x01\"/\n\rSessionOpened\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\"\xf4\x01\n\rSessionFailed\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x32\n\x06reason\x18\x03 \x01(\x0e\x32\".mesh.wire.v1.SessionFailed.Reason\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x0f\n\x07node_id\x18\x05 \x01(\t\"m\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x0f\n\x0bNO_CAPACITY\x10\x01\x12\x0c\n\x08\x42\x41\x44_STEP\x10\x02\x12\r\n\tPEER_LOST\x10\x03\x12\x0f\n\x0bSTALE_ROUTE\x10\x04\x12\x0c\n\x08INTERNAL\x10\x05\".\n\x0c\x43loseSession\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\"\xa5\x01\n\x04Step\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0f\n\x07step_id\x18\x03 \x01(\x04\x12\x10\n\x08position\x18\x04 \x01(\r\x12\x12\n\nnum_tokens\x18\x05 \x01(\r\x12\x0e\n\x06sample\x18\x06 \x01(\x08\x12\x11\n\ttoken_ids\x18\x07 \x03(\r\x12\x11\n\tfirst_row\x18\x08 \x01(\r\x12\x10\n\x08num_rows\x18\t \x01(\r\"t\n\x05Steps\x12\"\n\x05\x64type\x18\x01 \x01(\x0e\x32\x13.mesh.wire.v1.DType\x12\x13\n\x0bhidden_size\x18\x02 \x01(\r\x12!\n\x05steps\x18\x03 \x03(\x0b\x32\x12.mesh.wire.v1.Step\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\"\x96\x01\n\x05Token\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0f\n\x07step_id\x18\x03 \x01(\x04\x12\x10\n\x08position\x18\x04 \x01(\r\x12\x10\n\x08token_id\x18\x05 \x01(\r\x12\x0e\n\x06logits\x18\x06 \x01(\x0c\x12(\n\x08logprobs\x18\x07 \x01(\x0b\x32\x16.mesh.wire.v1.Logprobs\"j\n\x0cPromptScores\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x10\n\x08position\x18\x03 \x01(\r\x12(\n\x08logprobs\x18\x04 \x03(\x0b\x32\x16.mesh.wire.v1.Logprobs\"-\n\x06Tokens\x12#\n\x06tokens\x18\x01 \x03(\x0b\x32\x13.mesh.wire.v1.Token\"\x18\n\x06\x43redit\x12\x0e\n\x06\x66rames\x18\x01 \x01(\r2=\n\x05Stage\x12\x34\n\x04Link\x12\x13.mesh.wire.v1.Frame\x1a\x13.mesh.wire.v1.Frame(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15mesh/wire/stage.proto\x12\x0cmesh.wire.v1\x1a\x16mesh/wire/common.proto\"\xb8\x03\n\x05\x46rame\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.mesh.wire.v1.HelloH\x00\x12)\n\x04open\x18\x02 \x01(\x0b\x32\x19.mesh.wire.v1.OpenSessionH\x00\x12-\n\x06opened\x18\x03 \x01(\x0b\x32\x1b.mesh.wire.v1.SessionOpenedH\x00\x12-\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x1b.mesh.wire.v1.SessionFailedH\x00\x12$\n\x05steps\x18\x05 \x01(\x0b\x32\x13.mesh.wire.v1.StepsH\x00\x12&\n\x06tokens\x18\x06 \x01(\x0b\x32\x14.mesh.wire.v1.TokensH\x00\x12+\n\x05\x63lose\x18\x07 \x01(\x0b\x32\x1a.mesh.wire.v1.CloseSessionH\x00\x12&\n\x06\x63redit\x18\x08 \x01(\x0b\x32\x14.mesh.wire.v1.CreditH\x00\x12,\n\x06scores\x18\t \x01(\x0b\x32\x1a.mesh.wire.v1.PromptScoresH\x00\x12\'\n\x04mask\x18\n \x01(\x0b\x32\x17.mesh.wire.v1.TokenMaskH\x00\x42\x06\n\x04kind\"\xa0\x01\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06sender\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x06\x12\x12\n\nrelease_id\x18\x04 \x01(\t\x12\x11\n\tkernel_id\x18\x05 \x01(\t\x12(\n\x06layers\x18\x06 \x01(\x0b\x32\x18.mesh.wire.v1.LayerRange\x12\x0f\n\x07\x63redits\x18\x07 \x01(\r\"\x86\x01\n\nRouteStage\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12(\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32\x16.mesh.wire.v1.Endpoint\x12(\n\x06layers\x18\x03 \x01(\x0b\x32\x18.mesh.wire.v1.LayerRange\x12\x13\n\x0bincarnation\x18\x04 \x01(\x06\"\xea\x02\n\x0bOpenSession\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\'\n\x05route\x18\x03 \x03(\x0b\x32\x18.mesh.wire.v1.RouteStage\x12\x13\n\x0bstage_index\x18\x04 \x01(\r\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12.\n\x08sampling\x18\x06 \x01(\x0b\x32\x1c.mesh.wire.v1.SamplingParams\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\"\n\x05\x64type\x18\x08 \x01(\x0e\x32\x13.mesh.wire.v1.DType\x12\x15\n\rreturn_logits\x18\t \x01(\x08\x12\x11\n\ttoken_ids\x18\n \x03(\r\x12\x15\n\rprompt_tokens\x18\x0b \x01(\r\x12\x1c\n\x0fprompt_logprobs\x18\x0c \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x06masked\x18\r \x01(\x08\x42\x12\n\x10_prompt_logprobs\"\x9b\x02\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\x0c\n\x04seed\x18\x03 \x01(\x06\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\r\n\x05min_p\x18\x05 \x01(\x01\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x07 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x08 \x01(\x01\x12\x10\n\x08\x62ias_ids\x18\t \x03(\r\x12\x0e\n\x06\x62iases\x18\n \x03(\x01\x12\x19\n\x0ctop_logprobs\x18\x0b \x01(\rH\x01\x88\x01\x01\x42\x15\n\x13_repetition_penaltyB\x0f\n\r_top_logprobs\"B\n\x08Logprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x01\x12\x0f\n\x07top_ids\x18\x02 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x03 \x03(\x01\"/\n\rSessionOpened\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\"\xf4\x01\n\rSessionFailed\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x32\n\x06reason\x18\x03 \x01(\x0e\x32\".mesh.wire.v1.SessionFailed.Reason\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x0f\n\x07node_id\x18\x05 \x01(\t\"m\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x0f\n\x0bNO_CAPACITY\x10\x01\x12\x0c\n\x08\x42\x41\x44_STEP\x10\x02\x12\r\n\tPEER_LOST\x10\x03\x12\x0f\n\x0bSTALE_ROUTE\x10\x04\x12\x0c\n\x08INTERNAL\x10\x05\".\n\x0c\x43loseSession\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\"\xa5\x01\n\x04Step\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0f\n\x07step_id\x18\x03 \x01(\x04\x12\x10\n\x08position\x18\x04 \x01(\r\x12\x12\n\nnum_tokens\x18\x05 \x01(\r\x12\x0e\n\x06sample\x18\x06 \x01(\x08\x12\x11\n\ttoken_ids\x18\x07 \x03(\r\x12\x11\n\tfirst_row\x18\x08 \x01(\r\x12\x10\n\x08num_rows\x18\t \x01(\r\"t\n\x05Steps\x12\"\n\x05\x64type\x18\x01 \x01(\x0e\x32\x13.mesh.wire.v1.DType\x12\x13\n\x0bhidden_size\x18\x02 \x01(\r\x12!\n\x05steps\x18\x03 \x03(\x0b\x32\x12.mesh.wire.v1.Step\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\"\x96\x01\n\x05Token\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0f\n\x07step_id\x18\x03 \x01(\x04\x12\x10\n\x08position\x18\x04 \x01(\r\x12\x10\n\x08token_id\x18\x05 \x01(\r\x12\x0e\n\x06logits\x18\x06 \x01(\x0c\x12(\n\x08logprobs\x18\x07 \x01(\x0b\x32\x16.mesh.wire.v1.Logprobs\"N\n\tTokenMask\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x10\n\x08position\x18\x03 \x01(\r\x12\x0f\n\x07\x61llowed\x18\x04 \x01(\x0c\"j\n\x0cPromptScores\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x10\n\x08position\x18\x03 \x01(\r\x12(\n\x08logprobs\x18\x04 \x03(\x0b\x32\x16.mesh.wire.v1.Logprobs\"-\n\x06Tokens\x12#\n\x06tokens\x18\x01 \x03(\x0b\x32\x13.mesh.wire.v1.Token\"\x18\n\x06\x43redit\x12\x0e\n\x06\x66rames\x18\x01 \x01(\r2=\n\x05Stage\x12\x34\n\x04Link\x12\x13.mesh.wire.v1.Frame\x1a\x13.mesh.wire.v1.Frame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,37 +33,39 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mesh.wire.stage_pb2', _glob
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FRAME']._serialized_start=64
-  _globals['_FRAME']._serialized_end=463
-  _globals['_HELLO']._serialized_start=466
-  _globals['_HELLO']._serialized_end=626
-  _globals['_ROUTESTAGE']._serialized_start=629
-  _globals['_ROUTESTAGE']._serialized_end=763
-  _globals['_OPENSESSION']._serialized_start=766
-  _globals['_OPENSESSION']._serialized_end=1112
-  _globals['_SAMPLINGPARAMS']._serialized_start=1115
-  _globals['_SAMPLINGPARAMS']._serialized_end=1398
-  _globals['_LOGPROBS']._serialized_start=1400
-  _globals['_LOGPROBS']._serialized_end=1466
-  _globals['_SESSIONOPENED']._serialized_start=1468
-  _globals['_SESSIONOPENED']._serialized_end=1515
-  _globals['_SESSIONFAILED']._serialized_start=1518
-  _globals['_SESSIONFAILED']._serialized_end=1762
-  _globals['_SESSIONFAILED_REASON']._serialized_start=1653
-  _globals['_SESSIONFAILED_REASON']._serialized_end=1762
-  _globals['_CLOSESESSION']._serialized_start=1764
-  _globals['_CLOSESESSION']._serialized_end=1810
-  _globals['_STEP']._serialized_start=1813
-  _globals['_STEP']._serialized_end=1978
-  _globals['_STEPS']._serialized_start=1980
-  _globals['_STEPS']._serialized_end=2096
-  _globals['_TOKEN']._serialized_start=2099
-  _globals['_TOKEN']._serialized_end=2249
-  _globals['_PROMPTSCORES']._serialized_start=2251
-  _globals['_PROMPTSCORES']._serialized_end=2357
-  _globals['_TOKENS']._serialized_start=2359
-  _globals['_TOKENS']._serialized_end=2404
-  _globals['_CREDIT']._serialized_start=2406
-  _globals['_CREDIT']._serialized_end=2430
-  _globals['_STAGE']._serialized_start=2432
-  _globals['_STAGE']._serialized_end=2493
+  _globals['_FRAME']._serialized_end=504
+  _globals['_HELLO']._serialized_start=507
+  _globals['_HELLO']._serialized_end=667
+  _globals['_ROUTESTAGE']._serialized_start=670
+  _globals['_ROUTESTAGE']._serialized_end=804
+  _globals['_OPENSESSION']._serialized_start=807
+  _globals['_OPENSESSION']._serialized_end=1169
+  _globals['_SAMPLINGPARAMS']._serialized_start=1172
+  _globals['_SAMPLINGPARAMS']._serialized_end=1455
+  _globals['_LOGPROBS']._serialized_start=1457
+  _globals['_LOGPROBS']._serialized_end=1523
+  _globals['_SESSIONOPENED']._serialized_start=1525
+  _globals['_SESSIONOPENED']._serialized_end=1572
+  _globals['_SESSIONFAILED']._serialized_start=1575
+  _globals['_SESSIONFAILED']._serialized_end=1819
+  _globals['_SESSIONFAILED_REASON']._serialized_start=1710
+  _globals['_SESSIONFAILED_REASON']._serialized_end=1819
+  _globals['_CLOSESESSION']._serialized_start=1821
+  _globals['_CLOSESESSION']._serialized_end=1867
+  _globals['_STEP']._serialized_start=1870
+  _globals['_STEP']._serialized_end=2035
+  _globals['_STEPS']._serialized_start=2037
+  _globals['_STEPS']._serialized_end=2153
+  _globals['_TOKEN']._serialized_start=2156
+  _globals['_TOKEN']._serialized_end=2306
+  _globals['_TOKENMASK']._serialized_start=2308
+  _globals['_TOKENMASK']._serialized_end=2386
+  _globals['_PROMPTSCORES']._serialized_start=2388
+  _globals['_PROMPTSCORES']._serialized_end=2494
+  _globals['_TOKENS']._serialized_start=2496
+  _globals['_TOKENS']._serialized_end=2541
+  _globals['_CREDIT']._serialized_start=2543
+  _globals['_CREDIT']._serialized_end=2567
+  _globals['_STAGE']._serialized_start=2569
+  _globals['_STAGE']._serialized_end=2630
 # @@protoc_insertion_point(module_scope)

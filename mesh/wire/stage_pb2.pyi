@@ -9,7 +9,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Frame(_message.Message):
-    __slots__ = ("hello", "open", "opened", "failed", "steps", "tokens", "close", "credit", "scores")
+    __slots__ = ("hello", "open", "opened", "failed", "steps", "tokens", "close", "credit", "scores", "mask")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,7 @@ class Frame(_message.Message):
     CLOSE_FIELD_NUMBER: _ClassVar[int]
     CREDIT_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
+    MASK_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     open: OpenSession
     opened: SessionOpened
@@ -28,7 +29,8 @@ class Frame(_message.Message):
     close: CloseSession
     credit: Credit
     scores: PromptScores
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., open: _Optional[_Union[OpenSession, _Mapping]] = ..., opened: _Optional[_Union[SessionOpened, _Mapping]] = ..., failed: _Optional[_Union[SessionFailed, _Mapping]] = ..., steps: _Optional[_Union[Steps, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., close: _Optional[_Union[CloseSession, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., scores: _Optional[_Union[PromptScores, _Mapping]] = ...) -> None: ...
+    mask: TokenMask
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., open: _Optional[_Union[OpenSession, _Mapping]] = ..., opened: _Optional[_Union[SessionOpened, _Mapping]] = ..., failed: _Optional[_Union[SessionFailed, _Mapping]] = ..., steps: _Optional[_Union[Steps, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., close: _Optional[_Union[CloseSession, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., scores: _Optional[_Union[PromptScores, _Mapping]] = ..., mask: _Optional[_Union[TokenMask, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol", "sender", "incarnation", "release_id", "kernel_id", "layers", "credits")
@@ -61,7 +63,7 @@ class RouteStage(_message.Message):
     def __init__(self, node_id: _Optional[str] = ..., endpoint: _Optional[_Union[_common_pb2.Endpoint, _Mapping]] = ..., layers: _Optional[_Union[_common_pb2.LayerRange, _Mapping]] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class OpenSession(_message.Message):
-    __slots__ = ("session", "epoch", "route", "stage_index", "max_tokens", "sampling", "request_id", "dtype", "return_logits", "token_ids", "prompt_tokens", "prompt_logprobs")
+    __slots__ = ("session", "epoch", "route", "stage_index", "max_tokens", "sampling", "request_id", "dtype", "return_logits", "token_ids", "prompt_tokens", "prompt_logprobs", "masked")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
@@ -74,6 +76,7 @@ class OpenSession(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    MASKED_FIELD_NUMBER: _ClassVar[int]
     session: str
     epoch: int
     route: _containers.RepeatedCompositeFieldContainer[RouteStage]
@@ -86,7 +89,8 @@ class OpenSession(_message.Message):
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     prompt_tokens: int
     prompt_logprobs: int
-    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., route: _Optional[_Iterable[_Union[RouteStage, _Mapping]]] = ..., stage_index: _Optional[int] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., request_id: _Optional[str] = ..., dtype: _Optional[_Union[_common_pb2.DType, str]] = ..., return_logits: bool = ..., token_ids: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ...) -> None: ...
+    masked: bool
+    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., route: _Optional[_Iterable[_Union[RouteStage, _Mapping]]] = ..., stage_index: _Optional[int] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., request_id: _Optional[str] = ..., dtype: _Optional[_Union[_common_pb2.DType, str]] = ..., return_logits: bool = ..., token_ids: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., masked: bool = ...) -> None: ...
 
 class SamplingParams(_message.Message):
     __slots__ = ("temperature", "top_p", "seed", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "bias_ids", "biases", "top_logprobs")
@@ -219,6 +223,18 @@ class Token(_message.Message):
     logits: bytes
     logprobs: Logprobs
     def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., step_id: _Optional[int] = ..., position: _Optional[int] = ..., token_id: _Optional[int] = ..., logits: _Optional[bytes] = ..., logprobs: _Optional[_Union[Logprobs, _Mapping]] = ...) -> None: ...
+
+class TokenMask(_message.Message):
+    __slots__ = ("session", "epoch", "position", "allowed")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    ALLOWED_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    epoch: int
+    position: int
+    allowed: bytes
+    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., allowed: _Optional[bytes] = ...) -> None: ...
 
 class PromptScores(_message.Message):
     __slots__ = ("session", "epoch", "position", "logprobs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from coordinator.opening import openings
 from coordinator.pipeline import Pipeline
 from coordinator.routing import Route, RouteStage
-from coordinator.token_pipeline import TokenRequest
+from coordinator.token_pipeline import PipelineLost, TokenRequest
 from mesh.errors import RequestRefused
 from mesh.layers import LayerRange
 from mesh.model.llama import StageStep
@@ -115,6 +116,67 @@ async def test_a_stage_refuses_ids_outside_the_vocabulary_and_holds_nothing() ->
         with pytest.raises(RequestRefused, match="outside the vocabulary"):
             await run(route, request)
         assert [len(each.sessions) for each in served][-1] == 0
+
+
+# -- masks
+
+
+class Narrow:
+    """Allows one token: at each place the next of ``ids``."""
+
+    def __init__(self, *ids: int, width: int = 40) -> None:
+        self.ids, self.width = list(ids), width
+        self.accepted: list[int] = []
+
+    def masks(self) -> Narrow:
+        return self
+
+    def accept(self, token_id: int) -> None:
+        self.accepted.append(token_id)
+
+    async def next(self) -> bytes:
+        mask = np.zeros(self.width * 8, dtype=bool)
+        mask[self.ids[len(self.accepted)]] = True
+        return np.packbits(mask, bitorder="little").tobytes()
+
+
+@pytest.mark.parametrize("cuts", [[], [1, 3]])
+async def test_a_last_stage_draws_only_what_the_masks_allow(cuts: list[int]) -> None:
+    grammar = Narrow(7, 299, 0, 64)
+    async with serve_cut(cuts) as (route, _):
+        request = TokenRequest("req", prompt(130), 4, SamplingParams(1.0, seed=1), grammar=grammar)
+        tokens, _, _ = await run(route, request)
+    assert tokens == [7, 299, 0, 64]
+    assert grammar.accepted == [7, 299, 0]
+
+
+async def test_a_mask_of_another_vocabulary_is_refused_and_frees_the_stage() -> None:
+    async with serve_cut([2]) as (route, served):
+        request = TokenRequest("req", prompt(3), 4, SamplingParams(), grammar=Narrow(7, width=36))
+        with pytest.raises(PipelineLost, match="a mask of 36 bytes, expected 40"):
+            await run(route, request)
+        assert served[-1].budget.free_tokens == served[-1].budget.total_tokens
+
+
+async def test_a_draw_whose_mask_never_comes_is_freed_when_its_session_ends() -> None:
+    class Never(Narrow):
+        async def next(self) -> bytes:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    async with serve_cut([2]) as (route, served):
+        request = TokenRequest("req", prompt(3), 4, SamplingParams(), grammar=Never(7))
+        asking = asyncio.create_task(run(route, request))
+        async with asyncio.timeout(10):
+            while not served[0].engine.steps_computed:
+                await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            while any(len(each.sessions) for each in served):
+                await asyncio.sleep(0)
+        assert served[-1].engine.steps_computed == 0
+        tokens, _, _ = await run(route, TokenRequest("req", prompt(3), 4, SamplingParams()))
+        assert len(tokens) == 4
 
 
 # -- the frame

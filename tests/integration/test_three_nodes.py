@@ -20,7 +20,7 @@ from coordinator.token_pipeline import TokenRequest
 from mesh.demo.local_mesh import LocalMesh, local_mesh
 from mesh.demo.reference import one_process_answer
 from mesh.layers import LayerRange
-from mesh.model.llama import Stage
+from mesh.model.llama import Stage, StageStep
 from mesh.model.loader import load_stage
 from mesh.model.local import generate, generate_with_logits
 from mesh.model.sampling import SamplingParams
@@ -135,6 +135,53 @@ async def test_official_client_streams_the_answer_of_one_process(world: World) -
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == text
     assert chunks[-1].usage.completion_tokens == count
     assert chunks[-1].mesh["route"] == str(world.route)
+
+
+async def test_echoed_logprobs_are_those_of_one_process(world: World) -> None:
+    """As lm-eval's local-completions asks for them."""
+    ids = real_prompts(world.packed)[5]
+    assert len(ids) > 128  # more than a chunk
+    answer = await world.client.completions.create(
+        model="smollm2-135m-instruct", prompt=list(ids), max_tokens=1, temperature=0, logprobs=1, echo=True
+    )
+    told = answer.choices[0].logprobs
+    assert told is not None
+    cache = world.whole.new_cache(len(ids))
+    [rows] = world.whole.run([StageStep(cache, 0, torch.tensor(ids), None, False, all_rows=True)])
+    expected = world.whole.logits(rows).double().log_softmax(-1)
+    wanted = [float(expected[place, token]) for place, token in enumerate(ids[1:])]
+    assert told.token_logprobs[1:-1] == pytest.approx(wanted, abs=1e-3)
+    greedy = [logprob == max(top.values()) for logprob, top in
+              zip(told.token_logprobs[1:-1], told.top_logprobs[1:-1], strict=True)]  # fmt: skip
+    assert greedy == [int(expected[place].argmax()) == token for place, token in enumerate(ids[1:])]
+
+
+async def test_an_answer_follows_its_schema(world: World) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"enum": ["Paris", "Rome"]}, "people": {"type": "integer"}},
+        "required": ["city", "people"],
+        "additionalProperties": False,
+    }
+    answer = await world.client.chat.completions.create(
+        model="smollm2-135m-instruct",
+        messages=[
+            {"role": "user", "content": "The capital of France and how many people live there, as JSON."}
+        ],
+        response_format={"type": "json_schema", "json_schema": {"name": "city", "schema": schema}},
+        temperature=0,
+        max_tokens=60,
+    )
+    assert answer.choices[0].finish_reason == "stop"
+    told = json.loads(answer.choices[0].message.content or "")
+    assert told["city"] in ("Paris", "Rome")
+    assert isinstance(told["people"], int)
+
+
+async def test_ready_means_that_every_node_has_answered(world: World) -> None:
+    async with httpx.AsyncClient(base_url=world.mesh.url) as client:
+        response = await client.get("/readyz")
+    assert (response.status_code, response.json()["models"][0]["ready"]) == (200, True)
 
 
 async def test_several_sessions_at_once_all_get_answers(world: World) -> None:

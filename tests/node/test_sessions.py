@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mesh.model.kv_cache import KvBudget, KvCache
 from mesh.model.sampling import SamplingParams
-from node.sessions import BadStep, Session, SessionRefused, SessionTable
+from node.sessions import BadStep, MaskGate, Session, SessionRefused, SessionTable
 from tests.support.stage_servers import CONFIG
 
 
@@ -94,3 +94,30 @@ def test_free_tokens_always_equal_the_budget_less_what_is_open(events: list[tupl
             assert name in held or len(held) == 3 or tokens > 100 - sum(held.values())
     assert sessions.free_tokens == 100 - sum(held.values())
     assert len(sessions) == len(held)
+
+
+# -- draws and their masks
+
+
+def test_a_draw_and_its_mask_meet_whichever_comes_first() -> None:
+    gate = MaskGate()
+    assert gate.on_work(5, "draw") is None
+    assert gate.on_mask(5, b"mask") == ("draw", b"mask")
+    assert gate.on_mask(6, b"next") is None
+    assert gate.on_work(6, "again") == ("again", b"next")
+    assert gate.drop() is None
+
+
+def test_a_mask_for_another_place_opens_nothing() -> None:
+    gate = MaskGate()
+    assert gate.on_mask(4, b"late") is None
+    assert gate.on_work(5, "draw") is None
+    assert gate.on_mask(6, b"early") is None
+    assert gate.on_mask(5, b"mask") == ("draw", b"mask")
+
+
+def test_a_draw_that_waits_can_be_dropped() -> None:
+    gate = MaskGate()
+    gate.on_work(5, "draw")
+    assert gate.drop() == "draw"
+    assert gate.on_mask(5, b"mask") is None

@@ -206,6 +206,7 @@ async def test_without_max_tokens_there_are_sixteen() -> None:
         ({"max_tokens": 511}, "max_tokens"),
         ({"logprobs": 21}, "logprobs"),
         ({"suffix": "end"}, "suffix"),
+        ({"extra_body": {"response_format": {"type": "json_object"}}}, "response_format"),
         ({"n": 2, "best_of": 1}, "best_of"),
         ({"best_of": 2, "stream": True}, "best_of"),
     ],

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.generation import logits_process as hf
 
-from mesh.errors import UsageError
+from mesh.errors import Unhealthy, UsageError
 from mesh.model.logprobs import token_logprobs
 from mesh.model.penalties import TokenHistory
 from mesh.model.sampling import SamplingParams, sample
@@ -138,6 +138,35 @@ def test_a_step_computed_again_sees_the_history_of_the_first_time() -> None:
 
     first = [draw(position) for position in range(3, 33)]
     assert [draw(position) for position in range(13, 33)] == first[10:]
+
+
+# -- masks
+
+
+@given(
+    logits=rows,
+    allowed=st.sets(st.integers(0, VOCAB - 1), min_size=1),
+    top_k=st.sampled_from([0, 1, 5]),
+    top_p=st.sampled_from([0.5, 1.0]),
+    position=st.integers(0, 1000),
+)
+def test_only_what_a_mask_allows_is_drawn(
+    logits: np.ndarray, allowed: set[int], top_k: int, top_p: float, position: int
+) -> None:
+    mask = np.isin(np.arange(VOCAB), list(allowed))
+    biased = SamplingParams(1.0, top_p, top_k=top_k, logit_bias=((0, 100.0),))
+    assert sample(logits, biased, position, allowed=mask) in allowed
+    assert sample(logits, SamplingParams(), position, allowed=mask) == max(allowed, key=lambda i: logits[i])
+
+
+def test_a_mask_that_allows_all_changes_no_draw_and_one_that_allows_none_is_unhealthy() -> None:
+    logits = np.random.default_rng(0).standard_normal(VOCAB).astype(np.float32)
+    params = SamplingParams(1.0, 0.9, seed=4)
+    mask = np.ones(VOCAB, dtype=bool)
+    for position in range(50):
+        assert sample(logits, params, position, allowed=mask) == sample(logits, params, position)
+    with pytest.raises(Unhealthy):
+        sample(logits, params, 0, allowed=~mask)
 
 
 # -- log-probabilities
