@@ -41,6 +41,8 @@ class _Metadata:
     def __init__(self, file: GgufFile) -> None:
         self._file = file
         self._values: Mapping[str, Any] = file.metadata
+        if self._values.get("general.type") == "adapter":
+            raise self._refuse("a LoRA adapter, not a model; merge it with llama-export-lora and pack that")
         architecture = self._values.get("general.architecture")
         if architecture not in ARCHITECTURES:
             raise self._refuse(

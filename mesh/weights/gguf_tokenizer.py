@@ -19,6 +19,7 @@ from mesh.errors import CheckpointUnsupported
 
 # enum llama_token_type
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 2, 3, 4, 5, 6
+REMOVES_EXTRA_SPACES = "sentencepiece.remove_extra_whitespaces"
 _SPACE = "▁"  # SentencePiece's visible space, U+2581
 
 
@@ -89,6 +90,11 @@ class _Vocabulary:
         if len(self.ids) != len(self.types) - self.types.count(_UNUSED):
             twice = next(text for id_, text in enumerate(self.tokens) if self.ids.get(text, id_) != id_)
             raise self.refuse(f"token {twice[:40]!r} comes twice")
+
+    @property
+    def removes_extra_spaces(self) -> bool:
+        """Of a SentencePiece file alone (``tokenizer_model.py``): llama.cpp removes none, whatever GGUF says."""
+        return self._metadata.get(REMOVES_EXTRA_SPACES) is True
 
     def refuse(self, what: str) -> CheckpointUnsupported:
         return CheckpointUnsupported(f"{self._path}: {what}")
@@ -215,7 +221,7 @@ def _sentencepiece_bpe(vocabulary: _Vocabulary) -> dict[str, Any]:
     from_visible_space = {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}
     decoders: list[dict[str, Any]] = [from_visible_space, {"type": "ByteFallback"}, {"type": "Fuse"}]
     normalizers: list[dict[str, Any]] = [to_visible_space]
-    if vocabulary.get("remove_extra_whitespaces", False):
+    if vocabulary.removes_extra_spaces:
         for spaces, content in ((r"\A +|[ ▁]+\z", ""), (" {2,}", " ")):
             cleaning = {"type": "Replace", "pattern": {"Regex": spaces}, "content": content}
             normalizers.insert(-1, cleaning)

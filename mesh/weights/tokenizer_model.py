@@ -21,6 +21,7 @@ from typing import Any
 
 from mesh.errors import CheckpointUnsupported
 from mesh.weights.byte_chars import byte_text
+from mesh.weights.gguf_tokenizer import REMOVES_EXTRA_SPACES
 
 MAX_TOKENIZER_MODEL_BYTES = 32 * 1024 * 1024
 _KEY = "tokenizer.ggml."
@@ -84,13 +85,13 @@ def _sentencepiece(path: Path, data: bytes, added: Mapping[int, tuple[str, bool]
         "scores": [score for _, score, _ in pieces],
         "token_type": [type_ for _, _, type_ in pieces],
         "add_space_prefix": bool(normalizer.get(3, 1)),
-        "remove_extra_whitespaces": bool(normalizer.get(4, 1)),
     }
     for name, number, default in (("unknown", 40, 0), ("bos", 41, 1), ("eos", 42, 2)):
         id_ = trainer.get(number, default)
         if type(id_) is int and id_ < len(pieces):  # -1, a huge number here, is none
             metadata[f"{name}_token_id"] = id_
-    return {_KEY + name: value for name, value in metadata.items()}
+    removes_spaces = {REMOVES_EXTRA_SPACES: bool(normalizer.get(4, 1))}
+    return {_KEY + name: value for name, value in metadata.items()} | removes_spaces
 
 
 def _piece(data: Any) -> tuple[str, float, int]:

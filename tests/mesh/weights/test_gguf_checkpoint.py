@@ -290,6 +290,7 @@ def test_a_part_that_is_missing_or_of_another_split_is_named(tmp_path: Path) -> 
     ("metadata", "says"),
     [
         ({"llama.expert_count": 8}, "mixture of 8 experts"),
+        ({"general.type": "adapter"}, "a LoRA adapter"),
         ({"llama.rope.scaling.type": "longrope"}, "'longrope'"),
         ({"llama.rope.scaling.type": "yarn"}, "factor"),
         ({**YARN, "llama.rope.scaling.yarn_beta_fast": 8.0}, "yarn_beta_fast"),
