@@ -58,6 +58,22 @@ class _Batch:
     sin: Tensor
 
 
+def check_steps(steps: Sequence[StageStep], config: LlamaConfig, layers: LayerRange) -> None:
+    """What every engine asks of a batch for a stage of ``layers``. Raises StepRefused; nothing has changed by then."""
+    if len({id(step.cache) for step in steps}) != len(steps):
+        raise StepRefused("two steps of one session in one run; the second must wait for the first")
+    is_first = layers.is_first()
+    for step in steps:
+        if (step.token_ids is None) == is_first or (step.hidden is None) != is_first:
+            wanted = "token ids and no hidden states" if is_first else "hidden states and no token ids"
+            raise StepRefused(f"a step for layers {layers}: expected {wanted}")
+        given, width = (step.token_ids, ()) if is_first else (step.hidden, (config.hidden_size,))
+        assert given is not None
+        if given.shape[1:] != width or given.shape[0] == 0:
+            raise StepRefused(f"a step of shape {tuple(given.shape)}: expected one or more rows of {width}")
+        step.cache.check(step.position, step.num_tokens)
+
+
 class Stage:
     """A contiguous range of layers, ready to compute."""
 
@@ -101,7 +117,7 @@ class Stage:
         Returns for each the hidden states ``[T, D]``; on the last stage the logits ``[V]`` float32 of the last row if
         ``sample``, else an empty tensor. Raises StepRefused before anything has changed.
         """
-        self._check(steps)
+        check_steps(steps, self.config, self.layers)
         batch = self._batch(steps)
         hidden = torch.cat([self._enter(step) for step in steps])  # [sum T, D], ours to write to
         for index, layer in enumerate(self._weights.layers):
@@ -111,25 +127,6 @@ class Stage:
             step.cache.advance(step.num_tokens)
         rows = list(hidden.split(batch.sizes))
         return self._logits(rows, steps) if self.is_last else rows
-
-    def _check(self, steps: Sequence[StageStep]) -> None:
-        if len({id(step.cache) for step in steps}) != len(steps):
-            raise StepRefused("two steps of one session in one run; the second must wait for the first")
-        for step in steps:
-            if (step.token_ids is None) == self.is_first or (step.hidden is None) != self.is_first:
-                wanted = (
-                    "token ids and no hidden states" if self.is_first else "hidden states and no token ids"
-                )
-                raise StepRefused(f"a step for layers {self.layers}: expected {wanted}")
-            given, width = (
-                (step.token_ids, ()) if self.is_first else (step.hidden, (self.config.hidden_size,))
-            )
-            assert given is not None
-            if given.shape[1:] != width or given.shape[0] == 0:
-                raise StepRefused(
-                    f"a step of shape {tuple(given.shape)}: expected one or more rows of {width}"
-                )
-            step.cache.check(step.position, step.num_tokens)
 
     def _batch(self, steps: Sequence[StageStep]) -> _Batch:
         positions = torch.cat([torch.arange(s.position, s.position + s.num_tokens) for s in steps])
