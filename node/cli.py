@@ -42,6 +42,10 @@ def join(
         ),
     ] = None,
     device: Annotated[str, typer.Option(envvar="MESH_DEVICE", help="auto, cpu or cuda:N.")] = "auto",
+    engine: Annotated[
+        str,
+        typer.Option(envvar="MESH_ENGINE", help="auto, native (CPU, on the weights' own blocks) or torch."),
+    ] = "auto",
     layers: Annotated[
         str | None, typer.Option(envvar="MESH_LAYERS", help="Insist on a layer range, e.g. 10:20.")
     ] = None,
@@ -116,6 +120,7 @@ def join(
         trust_file=trust,
         memory_bytes=parse_size(memory) if memory is not None else None,
         device=device,
+        engine=engine,
         threads=threads,
         layers=LayerRange.parse(layers) if layers is not None else None,
         listen=parse_endpoint(listen, what="--listen"),

@@ -21,7 +21,7 @@ from node.accepting import AcceptedOffer
 
 
 class Reporter(Protocol):
-    def plan(self, name: str, accepted: AcceptedOffer) -> None: ...
+    def plan(self, name: str, accepted: AcceptedOffer, kernel_id: str) -> None: ...
 
     def reserved(self) -> None: ...
 
@@ -42,7 +42,7 @@ class JsonReporter:
     def __init__(self, node_id: str, incarnation: int) -> None:
         self._node_id, self._incarnation = node_id, incarnation
 
-    def plan(self, name: str, accepted: AcceptedOffer) -> None:
+    def plan(self, name: str, accepted: AcceptedOffer, kernel_id: str) -> None:
         self._emit(
             "plan",
             node=name,
@@ -53,6 +53,7 @@ class JsonReporter:
             shards=len(accepted.shards),
             download_bytes=accepted.download_bytes,
             memory_bytes=accepted.plan.total_bytes,
+            kernel=kernel_id,
         )
 
     def reserved(self) -> None:
@@ -88,7 +89,7 @@ class ConsoleReporter:
         self._progress: Progress | None = None
         self._task: Any = None
 
-    def plan(self, name: str, accepted: AcceptedOffer) -> None:
+    def plan(self, name: str, accepted: AcceptedOffer, kernel_id: str) -> None:
         manifest, plan = accepted.manifest, accepted.plan
         self._console.print(
             f"[bold]{name}[/bold] will host layers [bold]{accepted.layers}[/bold] of {manifest.config.num_layers} "
@@ -96,7 +97,8 @@ class ConsoleReporter:
             f"  download {format_size(accepted.download_bytes)} in {len(accepted.shards)} shards, "
             f"memory {format_size(plan.total_bytes)} "
             f"(weights {format_size(plan.weight_bytes)}, KV cache {format_size(plan.kv_bytes)}, "
-            f"workspace {format_size(plan.workspace_bytes)}, runtime {format_size(plan.runtime_bytes)})",
+            f"workspace {format_size(plan.workspace_bytes)}, runtime {format_size(plan.runtime_bytes)})\n"
+            f"  computes with {kernel_id}",
             highlight=False,
         )
 

@@ -107,6 +107,10 @@ class Stage:
                 place.copy_(tensors["model.norm.weight" if name == "norm.weight" else prefix + name])
         return cls(config, layers, weights, device, dtype)
 
+    @property
+    def kernel_id(self) -> str:
+        return kernel_id(self.device, self.dtype)
+
     def new_cache(self, max_tokens: int) -> KvCache:
         return KvCache(self.config, len(self.layers), max_tokens, self.device, self.dtype)
 
