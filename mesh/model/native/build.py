@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 _HERE = Path(__file__).parent
-SOURCES = ("stage.c", "kernels_scalar.c", "kernels_avx2.c")
+SOURCES = ("stage.c", "kernels_scalar.c", "kernels_avx2.c", "kernels_avx512.c")
 # No contraction and no fast-math: every operation rounds as written, which is what makes all instruction sets agree.
 # Nothing names a processor: functions that need one's instructions say so themselves and are chosen at run time.
 _FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno", "-pthread")

@@ -1,4 +1,4 @@
-/* Every computation on rows, written once against lanes.h; compiled by kernels_scalar.c and kernels_avx2.c.
+/* Every computation on rows, written once against lanes.h; compiled by each kernels_*.c.
  *
  * A product with quantised weights is, as in llama.cpp, a sum over blocks of 32 of an exact integer dot product times
  * both blocks' scales. One order of additions for every output, whichever tile computes it: eight lanes over the blocks
@@ -8,6 +8,11 @@
 #include "native.h"
 
 #ifdef LANES_AVX2
+#ifdef LANES_VNNI
+#define TILE_ROWS 4 /* weight rows whose sums, times four activation rows, stay in registers */
+#else
+#define TILE_ROWS 2
+#endif
 #define UNROLL _Pragma("GCC unroll 4")
 #define UNROLL_8 _Pragma("GCC unroll 8")
 #else
@@ -106,8 +111,7 @@ INLINE struct unpacked unpack(const int type, const uint8_t *row, int64_t b)
     } else if (type == Q4_1) {
         const struct q4_1 *block = (const struct q4_1 *)row + b;
         u.q = b32_nibbles(block->q);
-        u.scale = half(block->d);
-        u.least = half(block->m);
+        two_halves(&block->d, &u.scale, &u.least);
     } else if (type == Q8_0) {
         const struct q8_0 *block = (const struct q8_0 *)row + b;
         u.q = b32_load(block->q);
@@ -149,23 +153,31 @@ INLINE void quantised_tile(const int type, const int height, const int width, co
     const int64_t blocks = w->columns / 32;
     const uint8_t *weights = w->data + row * w->row_bytes;
     const int8_t *q = a->q + m * a->columns;
-    const float *scales = a->scale + m / 4 * blocks * 4 + m % 4, *sums = a->sum + m / 4 * blocks * 4 + m % 4;
+    const float *scales = a->scale + m / 4 * blocks * 4, *sums = a->sum + m / 4 * blocks * 4; /* of the group of m */
+    const int64_t in_group = m % 4;
     f8 lanes[4][4];
-    float least[4][4];
-    UNROLL for (int r = 0; r < height; r++) UNROLL for (int c = 0; c < width; c++)
-        lanes[r][c] = f8_set(0.0f), least[r][c] = 0.0f;
+    f4 least[4]; /* of all four rows of the group, wanted or not */
+    UNROLL for (int r = 0; r < height; r++) {
+        least[r] = f4_set(0.0f);
+        UNROLL for (int c = 0; c < width; c++) lanes[r][c] = f8_set(0.0f);
+    }
     for (int64_t b = 0; b < blocks; b++, scales += 4, sums += 4) {
         UNROLL for (int r = 0; r < height; r++) {
             const struct unpacked u = unpack(type, weights + r * w->row_bytes, b);
+            const f8 scale = f8_set(u.scale);
             UNROLL for (int c = 0; c < width; c++) {
                 const f8 exact = dot(type, &u, b32_load(q + c * a->columns + 32 * b));
-                lanes[r][c] = f8_fma(exact, f8_set(u.scale * scales[c]), lanes[r][c]);
-                if (has_least) least[r][c] = __builtin_fmaf(u.least, sums[c], least[r][c]);
+                lanes[r][c] = f8_fma(exact, f8_mul(scale, f8_set(scales[in_group + c])), lanes[r][c]);
             }
+            if (has_least) least[r] = f4_fma(f4_set(u.least), f4_load(sums), least[r]);
         }
     }
-    UNROLL for (int r = 0; r < height; r++) UNROLL for (int c = 0; c < width; c++)
-        deliver(out + (m + c) * stride + row + r, f8_sum(lanes[r][c]) + least[r][c], add);
+    UNROLL for (int r = 0; r < height; r++) {
+        float leasts[4];
+        f4_store(leasts, least[r]);
+        UNROLL for (int c = 0; c < width; c++)
+            deliver(out + (m + c) * stride + row + r, f8_sum(lanes[r][c]) + leasts[in_group + c], add);
+    }
 }
 
 /* Eight weights, or the first n with zeros after them. */
@@ -214,13 +226,17 @@ INLINE void multiply_as(const int type, const struct matrix *w, int64_t first, i
     for (; row < last; row++)
         for (m = 0; m < a->rows; m++) TILE(1, 1);
 #else
-    if (a->rows == 1) /* decoding: nothing but weights to read, so several rows of them at a time */
-        for (; row + 4 <= last; row += 4) TILE(4, 1);
-    for (; row < last; row += 2) {
-        const int pair = row + 2 <= last;
-        for (m = 0; m + 4 <= a->rows; m += 4) pair ? TILE(2, 4) : TILE(1, 4);
-        for (; m + 2 <= a->rows; m += 2) pair ? TILE(2, 2) : TILE(1, 2);
-        for (; m < a->rows; m++) pair ? TILE(2, 1) : TILE(1, 1);
+    /* One row of activations leaves nothing but weights to read: strictly in order, or the processor's own prefetching
+     * loses the thread (Q8_0 beyond the caches: four rows at a time took four times as long). */
+    const int64_t tall = a->rows == 1 ? 1 : TILE_ROWS;
+    for (int64_t taken; row < last; row += taken) {
+        taken = row + tall <= last ? tall : 1;
+        if (tall > 1) /* the rows of the next tile, in order, while this one computes */
+            for (int64_t at = taken * w->row_bytes; at < 2 * taken * w->row_bytes; at += 64)
+                __builtin_prefetch(w->data + row * w->row_bytes + at);
+        for (m = 0; m + 4 <= a->rows; m += 4) taken > 1 ? TILE(TILE_ROWS, 4) : TILE(1, 4);
+        for (; m + 2 <= a->rows; m += 2) taken > 1 ? TILE(TILE_ROWS, 2) : TILE(1, 2);
+        for (; m < a->rows; m++) taken > 1 ? TILE(TILE_ROWS, 1) : TILE(1, 1);
     }
 #endif
 #undef TILE

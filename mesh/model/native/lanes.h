@@ -4,7 +4,8 @@
  * exactly as IEEE 754 says (fused multiply-add included), so both compilations give the same bits: results depend
  * neither on the instruction set nor, as every output has sums of its own, on batch, chunk, cut or thread count.
  *
- * Define LANES_AVX2 before inclusion for AVX2 + FMA + F16C; otherwise plain C.
+ * Define LANES_AVX2 before inclusion for AVX2 + FMA + F16C, LANES_VNNI as well for AVX-512's byte products and its
+ * 32 registers (of 32 bytes: wider ones would be other lanes, so other bits); otherwise plain C.
  */
 #include <math.h>
 #include <stdint.h>
@@ -16,10 +17,15 @@
 
 #include <immintrin.h>
 
+#ifdef LANES_VNNI
+#define TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512vnni")))
+#else
 #define TARGET __attribute__((target("avx2,fma,f16c")))
+#endif
 #define INLINE static inline TARGET __attribute__((always_inline))
 
 typedef __m256 f8;
+typedef __m128 f4;
 typedef __m256i b32; /* 32 bytes */
 
 INLINE f8 f8_load(const float *p) { return _mm256_loadu_ps(p); }
@@ -44,12 +50,25 @@ INLINE f8 f8_from_bfloat(const uint8_t *p)
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
 }
 INLINE float half(uint16_t h) { return _cvtsh_ss(h); }
+INLINE void two_halves(const uint16_t *p, float *first, float *second)
+{
+    int both;
+    memcpy(&both, p, sizeof both);
+    const __m128 wide = _mm_cvtph_ps(_mm_cvtsi32_si128(both));
+    *first = _mm_cvtss_f32(wide);
+    *second = _mm_cvtss_f32(_mm_movehdup_ps(wide));
+}
 INLINE float f8_sum(f8 a) /* ((0+4) + (2+6)) + ((1+5) + (3+7)) */
 {
     __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     b = _mm_add_ps(b, _mm_movehl_ps(b, b));
     return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
 }
+
+INLINE f4 f4_load(const float *p) { return _mm_loadu_ps(p); }
+INLINE void f4_store(float *p, f4 a) { _mm_storeu_ps(p, a); }
+INLINE f4 f4_set(float a) { return _mm_set1_ps(a); }
+INLINE f4 f4_fma(f4 a, f4 b, f4 c) { return _mm_fmadd_ps(a, b, c); }
 
 INLINE b32 b32_load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 INLINE void b32_store(void *p, b32 a) { _mm256_storeu_si256((__m256i *)p, a); }
@@ -78,7 +97,11 @@ INLINE b32 b32_from_floats(f8 a, f8 b, f8 c, f8 d) /* rounded to nearest even */
  * w is at most 15 unsigned or 128 in magnitude, a at most 127. */
 INLINE f8 b32_dot_unsigned(b32 w, b32 a)
 {
+#ifdef LANES_VNNI
+    return _mm256_cvtepi32_ps(_mm256_dpbusd_epi32(_mm256_setzero_si256(), w, a));
+#else
     return _mm256_cvtepi32_ps(_mm256_madd_epi16(_mm256_maddubs_epi16(w, a), _mm256_set1_epi16(1)));
+#endif
 }
 INLINE f8 b32_dot_signed(b32 w, b32 a)
 {
@@ -98,6 +121,7 @@ INLINE f8 b32_dot_halves(b32 w, b32 a, int first, int second) /* each half's pro
 #define EACH_LANE for (int i = 0; i < 8; i++)
 
 typedef struct { float v[8]; } f8;
+typedef struct { float v[4]; } f4;
 typedef struct { int8_t v[32]; } b32;
 
 INLINE f8 f8_load(const float *p) { f8 r; memcpy(r.v, p, sizeof r.v); return r; }
@@ -126,10 +150,20 @@ INLINE f8 f8_from_bfloat(const uint8_t *p)
     return r;
 }
 INLINE float half(uint16_t h) { return half_to_float(h); }
+INLINE void two_halves(const uint16_t *p, float *first, float *second) { *first = half(p[0]), *second = half(p[1]); }
 INLINE float f8_sum(f8 a)
 {
     const float *v = a.v;
     return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+
+INLINE f4 f4_load(const float *p) { f4 r; memcpy(r.v, p, sizeof r.v); return r; }
+INLINE void f4_store(float *p, f4 a) { memcpy(p, a.v, sizeof a.v); }
+INLINE f4 f4_set(float a) { return (f4){{a, a, a, a}}; }
+INLINE f4 f4_fma(f4 a, f4 b, f4 c)
+{
+    for (int i = 0; i < 4; i++) c.v[i] = fmaf(a.v[i], b.v[i], c.v[i]);
+    return c;
 }
 
 INLINE b32 b32_load(const void *p) { b32 r; memcpy(r.v, p, sizeof r.v); return r; }

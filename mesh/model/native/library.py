@@ -21,7 +21,7 @@ from mesh.model.native.build import library_path
 
 VERSION = 1  # NATIVE_VERSION
 TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K")  # enum type, in order
-ISAS = ("scalar", "avx2")  # enum isa, in order; the best is the last that the processor has
+ISAS = ("scalar", "avx2", "avx512")  # enum isa, in order; the best is the last that the processor has
 
 
 class Matrix(ctypes.Structure):

@@ -12,7 +12,7 @@
 #define NATIVE_VERSION 1
 
 enum type { F32, F16, BF16, Q4_0, Q4_1, Q8_0, Q4_K, Q6_K };
-enum isa { SCALAR, AVX2 };
+enum isa { SCALAR, AVX2, AVX512 };
 
 /* Row-major, [rows, columns]; block types as GGML lays them out. */
 struct matrix {
@@ -74,7 +74,7 @@ struct kernels {
 
 extern const struct kernels native_scalar;
 #if defined(__x86_64__)
-extern const struct kernels native_avx2;
+extern const struct kernels native_avx2, native_avx512;
 #endif
 
 #endif

@@ -346,7 +346,10 @@ int native_version(void) { return NATIVE_VERSION; }
 int native_supports(int isa)
 {
 #if defined(__x86_64__)
-    if (isa == AVX2)
+    if (isa == AVX512 && !(__builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+                           __builtin_cpu_supports("avx512vnni")))
+        return 0;
+    if (isa == AVX2 || isa == AVX512)
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 #endif
     return isa == SCALAR;
@@ -374,6 +377,7 @@ struct engine *native_open(int isa, int threads)
     e->kernels = &native_scalar;
 #if defined(__x86_64__)
     if (isa == AVX2) e->kernels = &native_avx2;
+    if (isa == AVX512) e->kernels = &native_avx512;
 #endif
     pthread_mutex_init(&e->lock, NULL);
     pthread_cond_init(&e->started, NULL);
