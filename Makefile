@@ -47,5 +47,5 @@ bench: $(VENV)/.installed-dev  ## Tokens per second: one process, three nodes, t
 clean:  ## Remove what was installed and built here
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
 
-$(VENV)/.installed-%: pyproject.toml .ci/install
+$(VENV)/.installed-%: pyproject.toml .ci/install hatch_build.py $(wildcard mesh/model/native/*.c mesh/model/native/*.h)
 	@$(INSTALL) $(VENV) $*

@@ -22,7 +22,6 @@ from mesh.demo.local_mesh import local_mesh
 from mesh.errors import MeshError
 from mesh.layers import LayerRange
 from mesh.model.chat_template import ChatTemplate
-from mesh.model.llama import Stage
 from mesh.model.loader import load_stage
 from mesh.model.local import generate
 from mesh.model.sampling import SamplingParams
@@ -93,7 +92,7 @@ class OneProcess:
         config = release.manifest.config
         layers = LayerRange(0, config.num_layers)
         paths = {ref: release.shard_path(ref) for ref in release.manifest.shards_for(layers)}
-        self._stage: Stage = load_stage(config, layers, paths)
+        self._stage = load_stage(config, layers, paths, engine="torch")
         self._prompter = prompter
 
     async def answer(self, task: Task) -> Answer:

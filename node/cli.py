@@ -42,6 +42,14 @@ def join(
         ),
     ] = None,
     device: Annotated[str, typer.Option(envvar="MESH_DEVICE", help="auto, cpu or cuda:N.")] = "auto",
+    engine: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_ENGINE",
+            help="torch (exact float32), native (CPU, several times faster on quantised weights, rounds activations"
+            " to 8 bits) or auto (native where it can be).",
+        ),
+    ] = "torch",
     layers: Annotated[
         str | None, typer.Option(envvar="MESH_LAYERS", help="Insist on a layer range, e.g. 10:20.")
     ] = None,
@@ -116,6 +124,7 @@ def join(
         trust_file=trust,
         memory_bytes=parse_size(memory) if memory is not None else None,
         device=device,
+        engine=engine,
         threads=threads,
         layers=LayerRange.parse(layers) if layers is not None else None,
         listen=parse_endpoint(listen, what="--listen"),

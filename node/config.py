@@ -23,7 +23,8 @@ class NodeConfig:
     trust_file: Path | None  # instead of what the coordinator sends
     memory_bytes: int | None  # for the whole process; None: most of what is free
     device: str  # "auto", "cpu", "cuda:0"
-    threads: int | None  # of torch; None: its own choice
+    engine: str  # "auto", "native", "torch"
+    threads: int | None  # None: all cores
     layers: LayerRange | None
     listen: tuple[str, int]  # Stage service
     swarm_listen: tuple[str, int]  # BitTorrent

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
+import torch
+
 from mesh.locking import locked_directory
+from mesh.model.engines import choose_engine
 from mesh.stopping import run_until_signal
 from mesh.swarm.session import SwarmSession, SwarmSettings
 from mesh.weights.store import ShardStore
@@ -14,6 +18,8 @@ from node.capacity import resolve_device
 from node.config import NodeConfig
 from node.joining import NodeParts, join, new_incarnation
 from node.reporting import ConsoleReporter, JsonReporter
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: NodeConfig) -> int | None:
@@ -33,9 +39,11 @@ def run(config: NodeConfig) -> int | None:
 
 async def _tell(config: NodeConfig) -> None:
     if config.threads is not None:
-        import torch
-
         torch.set_num_threads(config.threads)
+    device = resolve_device(config.device)
+    engine = choose_engine(config.engine, device)
+    if engine.why_not_native is not None:
+        logger.warning("torch computes, several times slower", extra={"reason": engine.why_not_native})
     key = identity.load_or_create(config.data)
     settings = SwarmSettings(
         listen_host=config.swarm_listen[0],
@@ -47,7 +55,8 @@ async def _tell(config: NodeConfig) -> None:
         parts = NodeParts(
             node_id=node_id,
             incarnation=incarnation,
-            device=resolve_device(config.device),
+            device=device,
+            engine=engine,
             channel=channel,
             swarm=swarm,
             store=ShardStore(config.data / "shards"),

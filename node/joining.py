@@ -20,8 +20,8 @@ import grpc.aio
 
 from mesh.errors import MeshError, Temporary, UsageError
 from mesh.layers import LayerRange
-from mesh.model.kv_cache import KvBudget, KvCache
-from mesh.model.llama import Stage, kernel_id
+from mesh.model.engines import EngineChoice, LoadedStage
+from mesh.model.kv_cache import KvBudget
 from mesh.model.loader import load_stage
 from mesh.model.prefill import PREFILL_CHUNK
 from mesh.swarm.fetching import FetchProgress, FetchReport, fetch
@@ -54,6 +54,7 @@ class NodeParts:
     node_id: str
     incarnation: int
     device: str
+    engine: EngineChoice
     channel: grpc.aio.Channel
     swarm: SwarmSession
     store: ShardStore
@@ -90,7 +91,12 @@ async def join(parts: NodeParts, config: NodeConfig) -> None:
             parts.reporter.loading()
             began = time.monotonic()
             stage = await asyncio.to_thread(
-                load_stage, accepted.manifest.config, accepted.layers, paths, device=parts.device
+                load_stage,
+                accepted.manifest.config,
+                accepted.layers,
+                paths,
+                device=parts.device,
+                engine=config.engine,
             )
             async with _serving(stage, parts, config, accepted, status) as endpoint:
                 status.state = coordinator_pb2.READY
@@ -118,7 +124,7 @@ async def _agree(
             parts.reporter.license(exc.license_id, exc.text)
             raise
         missing = sum(ref.size for ref in accepted.shards if parts.store.path(ref) is None)
-        parts.reporter.plan(config.name, accepted, missing)
+        parts.reporter.plan(config.name, accepted, missing, parts.engine.kernel_id)
         await _ask_volunteer(config)
         try:
             lease = await client.accept_offer(offer.release_id, accepted.layers, accepted.plan.total_bytes)
@@ -148,7 +154,7 @@ async def _request_offer(
     return await client.request_offer(
         token_secret=config.token.secret,
         name=config.name,
-        kernel_id=kernel_id(parts.device),
+        kernel_id=parts.engine.kernel_id,
         limits=limits,
         wait_seconds=wait_seconds,
     )
@@ -196,21 +202,17 @@ async def _fetch(
 
 @asynccontextmanager
 async def _serving(
-    stage: Stage, parts: NodeParts, config: NodeConfig, accepted: AcceptedOffer, status: NodeStatus
+    stage: LoadedStage, parts: NodeParts, config: NodeConfig, accepted: AcceptedOffer, status: NodeStatus
 ) -> AsyncIterator[tuple[str, int]]:
     """The loaded stage behind its gRPC service; yields where it listens."""
     model = accepted.manifest.config
-
-    def new_cache(max_tokens: int) -> KvCache:
-        return KvCache(model, len(accepted.layers), max_tokens, device=parts.device)
-
-    sessions = SessionTable(KvBudget(config.kv_tokens), config.max_sessions, new_cache)
+    sessions = SessionTable(KvBudget(config.kv_tokens), config.max_sessions, stage.new_cache)
     service = StageService(
         StageIdentity(
             parts.node_id,
             parts.incarnation,
             accepted.manifest.release_id,
-            kernel_id(parts.device),
+            stage.kernel_id,
             accepted.layers,
             model.num_layers,
         ),
@@ -235,7 +237,12 @@ async def _serving(
     status.num_sessions = lambda: len(sessions)
     status.steps_computed = lambda: engine.steps_computed
     logger.info(
-        "stage ready", extra={"layers": str(accepted.layers), "endpoint": format_endpoint(host, port)}
+        "stage ready",
+        extra={
+            "layers": str(accepted.layers),
+            "endpoint": format_endpoint(host, port),
+            "kernel": stage.kernel_id,
+        },
     )
     try:
         yield host, port

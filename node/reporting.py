@@ -17,7 +17,7 @@ from node.accepting import AcceptedOffer
 class Reporter(Protocol):
     def license(self, license_id: str, text: bytes) -> None: ...
 
-    def plan(self, name: str, accepted: AcceptedOffer, missing_bytes: int) -> None: ...
+    def plan(self, name: str, accepted: AcceptedOffer, missing_bytes: int, kernel_id: str) -> None: ...
 
     def reserved(self) -> None: ...
 
@@ -41,7 +41,7 @@ class JsonReporter:
     def license(self, license_id: str, text: bytes) -> None:
         self._emit("license", id=license_id, text=text.decode("utf-8", errors="replace"))
 
-    def plan(self, name: str, accepted: AcceptedOffer, missing_bytes: int) -> None:
+    def plan(self, name: str, accepted: AcceptedOffer, missing_bytes: int, kernel_id: str) -> None:
         self._emit(
             "plan",
             node=name,
@@ -53,6 +53,7 @@ class JsonReporter:
             shard_bytes=accepted.shard_bytes,
             download_bytes=missing_bytes,
             memory_bytes=accepted.plan.total_bytes,
+            kernel=kernel_id,
         )
 
     def reserved(self) -> None:
@@ -102,7 +103,7 @@ class ConsoleReporter:
         self._console.print(text.decode("utf-8", errors="replace"), markup=False, highlight=False)
         self._console.rule()
 
-    def plan(self, name: str, accepted: AcceptedOffer, missing_bytes: int) -> None:
+    def plan(self, name: str, accepted: AcceptedOffer, missing_bytes: int, kernel_id: str) -> None:
         manifest, plan = accepted.manifest, accepted.plan
         held = (
             ""
@@ -115,7 +116,8 @@ class ConsoleReporter:
             f"  download {format_size(missing_bytes)}{held} in {len(accepted.shards)} shards, "
             f"memory {format_size(plan.total_bytes)} "
             f"(weights {format_size(plan.weight_bytes)}, KV cache {format_size(plan.kv_bytes)}, "
-            f"workspace {format_size(plan.workspace_bytes)}, runtime {format_size(plan.runtime_bytes)})",
+            f"workspace {format_size(plan.workspace_bytes)}, runtime {format_size(plan.runtime_bytes)})\n"
+            f"  computes with {kernel_id}",
             highlight=False,
         )
 

@@ -26,6 +26,7 @@ def demo(
     ] = "What is a torrent? Answer in two sentences.",
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 64,
     nodes: Annotated[int, typer.Option(min=1, max=26, help="How many nodes share the layers.")] = 3,
+    engine: Annotated[str, typer.Option(help="What nodes compute with: torch, native or auto.")] = "torch",
     kv_tokens: Annotated[int, typer.Option(min=16, help="Tokens of KV cache per node.")] = 2048,
 ) -> int | None:
     """Pack, sign and seed a model, run it across separate processes, and check the answer against one process."""
@@ -45,5 +46,6 @@ def demo(
             max_tokens=max_tokens,
             num_nodes=nodes,
             kv_tokens=kv_tokens,
+            engine=engine,
         )
     )

@@ -39,6 +39,7 @@ async def local_mesh(
     *,
     num_nodes: int,
     kv_tokens: int,
+    engine: str = "torch",
     on_event: Callable[[str, Event], None] = lambda name, event: None,
 ) -> AsyncIterator[LocalMesh]:
     """Start everything, yield once every layer is served, stop everything.
@@ -57,7 +58,9 @@ async def local_mesh(
         for index, share in enumerate(shares(manifest.config, num_nodes, kv_tokens)):
             name = f"node-{chr(ord('a') + index)}"
             nodes.append(
-                await start(name, node_command(grpc, token, name, scratch / name, manifest, share, kv_tokens))
+                await start(
+                    name, node_command(grpc, token, name, scratch / name, manifest, share, kv_tokens, engine)
+                )
             )
             # One after the other, so that the names follow the layers; fetching and loading overlap.
             await nodes[-1].event("reserved", within_seconds=START_SECONDS)
@@ -81,11 +84,20 @@ def seeder_command(release: Path, trust: Path, grpc: str, token: str) -> list[st
 
 
 def node_command(
-    grpc: str, token: str, name: str, data: Path, manifest: Manifest, share: Share, kv_tokens: int
+    grpc: str,
+    token: str,
+    name: str,
+    data: Path,
+    manifest: Manifest,
+    share: Share,
+    kv_tokens: int,
+    engine: str = "torch",
 ) -> list[str]:
     return [
         command("mesh-node"), "join", grpc, "--token", token, "--yes", "--json", "--name", name,
         "--data", str(data), "--memory", str(share.memory_bytes), "--kv-tokens", str(kv_tokens), "--device", "cpu",
+        # Said here and not left to the environment: the reference in this process must use the same.
+        "--engine", engine,
         # Several nodes share this machine's cores: more threads than that only wait for each other.
         "--threads", "1", "--accept-license", manifest.license.id,
         *(["--layers", str(share.layers)] if share.layers is not None else []),

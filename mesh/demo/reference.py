@@ -17,8 +17,13 @@ from mesh.weights.shard import read_shard
 from mesh.weights.signing import TrustRoot
 
 
-def one_process_answer(directory: Path, trust: TrustRoot, prompt: str, max_tokens: int) -> tuple[str, int]:
-    """Text and number of tokens (the end token included) of a greedy answer to one user message."""
+def one_process_answer(
+    directory: Path, trust: TrustRoot, prompt: str, max_tokens: int, *, engine: str = "torch"
+) -> tuple[str, int]:
+    """Text and number of tokens (the end token included) of a greedy answer to one user message.
+
+    ``engine`` must be the nodes' own: another one rounds differently.
+    """
     release = Release.open(directory, trust)
     manifest = release.manifest
     aux_ref = manifest.shard("aux")
@@ -27,10 +32,10 @@ def one_process_answer(directory: Path, trust: TrustRoot, prompt: str, max_token
     text = ChatTemplate.from_aux(aux, tokenizer).render([{"role": "user", "content": prompt}])
     prompt_ids = tokenizer.encode(text, add_special=False)
 
-    torch.set_num_threads(1)  # as every node of the demo: another count may round differently
+    torch.set_num_threads(1)  # as every node of the demo: with torch another count may round differently
     layers = LayerRange(0, manifest.config.num_layers)
     paths = {ref: release.shard_path(ref) for ref in manifest.shards_for(layers)}
-    stage = load_stage(manifest.config, layers, paths, device="cpu")
+    stage = load_stage(manifest.config, layers, paths, device="cpu", engine=engine)
     decoder = tokenizer.decoder()
     parts: list[str] = []
     count = 0

@@ -40,6 +40,7 @@ class DemoOptions:
     max_tokens: int
     num_nodes: int
     kv_tokens: int
+    engine: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,7 @@ async def _serve_and_ask(
             scratch,
             num_nodes=options.num_nodes,
             kv_tokens=options.kv_tokens,
+            engine=options.engine,
             on_event=display.on_event,
         ) as mesh:
             display.stop()
@@ -187,7 +189,7 @@ def _compare(console: Console, release: Path, trust: Path, answer: Answer, optio
 
     with console.status("asking one process that holds all layers"):
         text, num_tokens = one_process_answer(
-            release, TrustRoot.load(trust), options.prompt, options.max_tokens
+            release, TrustRoot.load(trust), options.prompt, options.max_tokens, engine=options.engine
         )
     if (text, num_tokens) != (answer.text, answer.num_tokens):
         console.print(f"[bold red]differs[/bold red] one process says: {text}")

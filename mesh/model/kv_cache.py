@@ -39,6 +39,11 @@ class KvCache:
         """Memory taken when full."""
         return int(self._data.nbytes)
 
+    @property
+    def address(self) -> int:
+        """Where the float32 numbers of a cache in main memory lie, for an engine that writes them itself."""
+        return int(self._data.data_ptr())
+
     def check(self, position: int, num_tokens: int) -> None:
         """Raises StepRefused unless a step of ``num_tokens`` at ``position`` comes next and fits."""
         if position != self.position:

@@ -68,6 +68,22 @@ class _Batch:
     sin: Tensor
 
 
+def check_steps(steps: Sequence[StageStep], config: LlamaConfig, layers: LayerRange) -> None:
+    """What every engine asks of a batch for a stage of ``layers``. Raises StepRefused; nothing has changed by then."""
+    if len({id(step.cache) for step in steps}) != len(steps):
+        raise StepRefused("two steps of one session in one run; the second must wait for the first")
+    is_first = layers.is_first()
+    for step in steps:
+        if (step.token_ids is None) == is_first or (step.hidden is None) != is_first:
+            wanted = "token ids and no hidden states" if is_first else "hidden states and no token ids"
+            raise StepRefused(f"a step for layers {layers}: expected {wanted}")
+        given, width = (step.token_ids, ()) if is_first else (step.hidden, (config.hidden_size,))
+        assert given is not None
+        if given.shape[1:] != width or given.shape[0] == 0:
+            raise StepRefused(f"a step of shape {tuple(given.shape)}: expected one or more rows of {width}")
+        step.cache.check(step.position, step.num_tokens)
+
+
 class Stage:
     """A contiguous range of layers, ready to compute."""
 
@@ -101,6 +117,10 @@ class Stage:
                 place.copy_(tensors["model.norm.weight" if name == "norm.weight" else prefix + name])
         return cls(config, layers, weights, device, dtype)
 
+    @property
+    def kernel_id(self) -> str:
+        return kernel_id(self.device, self.dtype)
+
     def new_cache(self, max_tokens: int) -> KvCache:
         return KvCache(self.config, len(self.layers), max_tokens, self.device, self.dtype)
 
@@ -112,7 +132,7 @@ class Stage:
         ``sample``, else an empty tensor; but the hidden states there too if ``all_rows``. Raises StepRefused before
         anything has changed.
         """
-        self._check(steps)
+        check_steps(steps, self.config, self.layers)
         batch = self._batch(steps)
         hidden = torch.cat([self._enter(step) for step in steps])  # [sum T, D], ours to write to
         for index, layer in enumerate(self._weights.layers):
@@ -129,25 +149,6 @@ class Stage:
         assert self._weights.final_norm is not None
         assert self._weights.head is not None
         return (self._norm(rows, self._weights.final_norm) @ self._weights.head).float()
-
-    def _check(self, steps: Sequence[StageStep]) -> None:
-        if len({id(step.cache) for step in steps}) != len(steps):
-            raise StepRefused("two steps of one session in one run; the second must wait for the first")
-        for step in steps:
-            if (step.token_ids is None) == self.is_first or (step.hidden is None) != self.is_first:
-                wanted = (
-                    "token ids and no hidden states" if self.is_first else "hidden states and no token ids"
-                )
-                raise StepRefused(f"a step for layers {self.layers}: expected {wanted}")
-            given, width = (
-                (step.token_ids, ()) if self.is_first else (step.hidden, (self.config.hidden_size,))
-            )
-            assert given is not None
-            if given.shape[1:] != width or given.shape[0] == 0:
-                raise StepRefused(
-                    f"a step of shape {tuple(given.shape)}: expected one or more rows of {width}"
-                )
-            step.cache.check(step.position, step.num_tokens)
 
     def _batch(self, steps: Sequence[StageStep]) -> _Batch:
         positions = torch.cat([torch.arange(s.position, s.position + s.num_tokens) for s in steps])

@@ -1,6 +1,7 @@
 """One process, the whole model: the answer that a mesh must equal.
 
-Cuts the prompt as the mesh does and samples with the same function, so that with one thread the logits are the same bits.
+Cuts the prompt as the mesh does and samples with the same function, so that with the same engine, and for torch the same
+number of threads, the logits are the same bits.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from collections.abc import Collection, Iterator, Sequence
 
 import torch
 
+from mesh.model.engines import LoadedStage
 from mesh.model.kv_cache import KvCache
-from mesh.model.llama import Stage, StageStep
+from mesh.model.llama import StageStep
 from mesh.model.penalties import TokenHistory
 from mesh.model.prefill import prefill_chunks
 from mesh.model.sampling import Logits, SamplingParams, sample
 
 
-def prefill(stage: Stage, cache: KvCache, prompt_ids: Sequence[int]) -> Logits:
+def prefill(stage: LoadedStage, cache: KvCache, prompt_ids: Sequence[int]) -> Logits:
     """Run the prompt through a whole-model stage; logits ``[V]`` of its last token."""
     logits = torch.empty(0)
     for chunk in prefill_chunks(len(prompt_ids)):
@@ -26,7 +28,7 @@ def prefill(stage: Stage, cache: KvCache, prompt_ids: Sequence[int]) -> Logits:
 
 
 def generate_with_logits(
-    stage: Stage,
+    stage: LoadedStage,
     prompt_ids: Sequence[int],
     params: SamplingParams,
     max_new_tokens: int,
@@ -50,7 +52,7 @@ def generate_with_logits(
 
 
 def generate(
-    stage: Stage,
+    stage: LoadedStage,
     prompt_ids: Sequence[int],
     params: SamplingParams,
     max_new_tokens: int,

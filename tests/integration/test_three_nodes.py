@@ -20,7 +20,8 @@ from coordinator.token_pipeline import TokenRequest
 from mesh.demo.local_mesh import LocalMesh, local_mesh
 from mesh.demo.reference import one_process_answer
 from mesh.layers import LayerRange
-from mesh.model.llama import Stage, StageStep
+from mesh.model.engines import LoadedStage
+from mesh.model.llama import StageStep
 from mesh.model.loader import load_stage
 from mesh.model.local import generate, generate_with_logits
 from mesh.model.sampling import SamplingParams
@@ -40,7 +41,7 @@ class World:
 
     packed: PackedRelease
     mesh: LocalMesh
-    whole: Stage
+    whole: LoadedStage
     scratch: Path
     client: openai.AsyncOpenAI  # the official one, as it comes
 
@@ -64,7 +65,9 @@ async def world(real_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> As
     torch.set_num_threads(1)  # as each node: another count may round differently
     layers = LayerRange(0, manifest.config.num_layers)
     whole = load_stage(
-        manifest.config, layers, {ref: release.shard_path(ref) for ref in manifest.shards_for(layers)}
+        manifest.config,
+        layers,
+        {ref: release.shard_path(ref) for ref in manifest.shards_for(layers)},
     )
     async with (
         local_mesh(
@@ -78,6 +81,10 @@ async def world(real_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> As
 async def test_layers_are_spread_over_three_nodes_without_overlap(world: World) -> None:
     layers = [stage.layers for stage in world.route.stages]
     assert [layer for part in layers for layer in part] == list(range(30))
+
+
+async def test_every_node_computes_with_the_kernel_of_this_process(world: World) -> None:
+    assert {node.seen["plan"]["kernel"] for node in world.mesh.nodes} == {world.whole.kernel_id}
 
 
 async def test_greedy_logits_through_three_processes_are_bit_identical_to_one(world: World) -> None:

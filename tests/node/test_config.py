@@ -19,6 +19,7 @@ GOOD = NodeConfig(
     trust_file=None,
     memory_bytes=None,
     device="cpu",
+    engine="torch",
     threads=None,
     layers=None,
     listen=("127.0.0.1", 0),
