@@ -6,9 +6,14 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from mesh.demo.demo_model import demo_model_path
+
+# A busy machine is no failure of a property; tests as a whole have their own time limit.
+hypothesis.settings.register_profile("mesh", deadline=None)
+hypothesis.settings.load_profile("mesh")
 
 
 @pytest.fixture(scope="session")
