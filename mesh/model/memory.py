@@ -32,9 +32,8 @@ class StagePlan:
     layers: LayerRange
     weight_bytes: int
     kv_bytes: int
-    workspace_bytes: (
-        int  # activations of the largest step; or loading, as far as it does not fit where KV will be
-    )
+    # activations of the largest step; or loading, as far as it does not fit where KV will be
+    workspace_bytes: int
     runtime_bytes: int  # the process itself
 
     @property

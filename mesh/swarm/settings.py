@@ -24,9 +24,8 @@ class SwarmSettings:
 
     listen_host: str = "127.0.0.1"  # an IP address; 0.0.0.0 or :: for every interface
     port: int = 0  # 0: a free one
-    max_upload_bytes_per_second: int | None = (
-        None  # to all peers together, those on the LAN and on loopback too
-    )
+    # to all peers together, those on the LAN and on loopback too
+    max_upload_bytes_per_second: int | None = None
 
     def __post_init__(self) -> None:
         try:
