@@ -9,20 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coordinator.membership import LEASE_SECONDS
-from mesh import __version__
-from mesh.cli.run_cli import run_app
+from mesh.cli.run_cli import new_app, run_app
 
 if TYPE_CHECKING:
     from coordinator.data_directory import Listening
     from mesh.token import JoinToken
 
-app = typer.Typer(
-    name="mesh-coordinator",
-    help="Bring nodes together: offer layers, find routes, answer clients.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+app = new_app("mesh-coordinator", "Bring nodes together: offer layers, find routes, answer clients.")
 token = typer.Typer(help="Let nodes in, or no longer.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(token, name="token")
 
@@ -36,17 +29,6 @@ Data = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-
-
-@app.callback(invoke_without_command=True)
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
-    ] = False,
-) -> None:
-    if version:
-        typer.echo(f"mesh-coordinator {__version__}")
-        raise typer.Exit
 
 
 @app.command()

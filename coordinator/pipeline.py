@@ -208,7 +208,7 @@ class _NodeLink:
                 self._ready.set_result(None)
                 await link.run(self._on_frame)
         except MeshError as exc:
-            self._reason = f"{self.stage.name}: {exc}"
+            self._reason = str(exc)  # the link speaks of its peer by name
         finally:
             self._on_closed(self, self._closing)
             if not self._ready.done():

@@ -92,12 +92,3 @@ class MeshView:
             for layer in gap:
                 counts[layer] = 0
         return tuple(counts)
-
-    @property
-    def layers_online(self) -> int:
-        return sum(count > 0 for count in self.coverage)
-
-    @property
-    def replicas_min(self) -> int:
-        """Ready stages of the layer with the fewest: how many may be lost, plus one, before answers end."""
-        return min(self.coverage)

@@ -8,27 +8,9 @@ from typing import Annotated
 
 import typer
 
-from mesh import __version__
-from mesh.cli.run_cli import run_app
+from mesh.cli.run_cli import new_app, run_app
 
-app = typer.Typer(
-    name="mesh-node",
-    help="Lend this machine's memory to a mesh: host a range of a model's layers.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-
-@app.callback(invoke_without_command=True)
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
-    ] = False,
-) -> None:
-    if version:
-        typer.echo(f"mesh-node {__version__}")
-        raise typer.Exit
+app = new_app("mesh-node", "Lend this machine's memory to a mesh: host a range of a model's layers.")
 
 
 @app.command()

@@ -10,9 +10,6 @@ from mesh.layers import LayerRange
 from mesh.token import JoinToken
 from mesh.wire.channel import is_loopback, parse_endpoint, require_loopback
 
-DEFAULT_KV_TOKENS = 8192  # tokens of KV cache over all sessions
-DEFAULT_MAX_SESSIONS = 64
-
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
-MAX_BATCH_TOKENS = 512  # bounds the workspace of one engine step
+from mesh.model.memory import MAX_BATCH_ROWS
 
 
 class Waiting(Protocol):
@@ -23,7 +23,7 @@ class Waiting(Protocol):
 W = TypeVar("W", bound=Waiting)
 
 
-def choose_batch(queue: Sequence[W], max_tokens: int = MAX_BATCH_TOKENS) -> list[W]:
+def choose_batch(queue: Sequence[W], max_tokens: int = MAX_BATCH_ROWS) -> list[W]:
     """The steps to compute together; never empty if the queue is not.
 
     ``queue`` is in order of arrival. A step larger than the budget is computed alone rather than never.

@@ -16,9 +16,11 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Annotated
 
 import typer
 
+from mesh import __version__
 from mesh.errors import MeshError, NotEnoughDisk, NotFound, UsageError
 from mesh.weights.disk import FULL_DISK
 
@@ -27,6 +29,29 @@ TERMINATED = 128 + signal.SIGTERM
 
 # typer keeps click inside since 0.26 and beside it before; the class of a wrong command line is found from either.
 _COMMAND_LINE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+def new_app(prog: str, help_text: str) -> typer.Typer:
+    """A command with subcommands, ``--version``, and its errors left to ``run_app``."""
+    app = typer.Typer(
+        name=prog,
+        help=help_text,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+
+    @app.callback(invoke_without_command=True)
+    def root(
+        version: Annotated[
+            bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
+        ] = False,
+    ) -> None:
+        if version:
+            typer.echo(f"{prog} {__version__}")
+            raise typer.Exit
+
+    return app
 
 
 def run_app(app: typer.Typer, argv: list[str] | None, prog: str) -> int:

@@ -20,7 +20,7 @@ from mesh.weights.layout import tensor_shapes
 # imported and one product and one attention computed (Linux x86-64); the rest is for allocator slack, BitTorrent's
 # buffers and the frames of open links.
 RUNTIME_BYTES = 400 * 1024 * 1024
-MAX_BATCH_ROWS = 512  # rows of one engine step; see node/scheduling.py
+MAX_BATCH_ROWS = 512  # of one engine step; node/scheduling.py holds to what is planned for here
 _LOGIT_ROWS = 64  # sessions that may sample in one engine step
 _DECODE_BYTES = 32 * 1024 * 1024  # a slice being dequantised and the decoder's temporaries; see dequantize.py
 

@@ -37,6 +37,7 @@ def read_pickle(path: Path) -> dict[str, TensorSource]:
             if len(records) != len(archive.infolist()):
                 raise _refuse(path, "two records of one name")
             program, prefix = _program(path, archive, records)
+    # NotImplementedError is zipfile's word for a compression it lacks, RuntimeError for an encrypted record.
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as exc:
         raise _not_a_zip(path) from exc
     try:
