@@ -4,33 +4,32 @@ Holds the model's config, every shard with its content address, the torrent's id
 ``Manifest.parse(m.to_bytes()) == m``, and the bytes of a value are the same on every machine, so
 ``release_id`` (SHA-256 of the bytes) names a release for good.
 
-Knows nothing of signatures (``signing.py``), of files on disk (``release.py``) or of tensors (``tensor_file.py``).
-``parse`` is called only on bytes whose signature was verified; it still trusts nothing: every field is bounded.
+Knows the values and the rules that tie them together. Knows nothing of their spelling (``manifest_json.py``), of
+signatures (``signing.py``), of files on disk (``release.py``) or of tensors (``tensor_file.py``).
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from mesh import strict_json
 from mesh.architecture import LlamaConfig
-from mesh.errors import CheckpointUnsupported, ManifestInvalid
+from mesh.errors import ManifestInvalid
 from mesh.layers import LayerRange
 
-SCHEMA = "llama-mesh.manifest/1"
 MAX_MANIFEST_BYTES = 2 * 1024 * 1024
 MAX_SHARD_BYTES = 1 << 40
+MAX_ARGUMENTS = 32
 MAX_PIECE_BYTES = 128 * 1024 * 1024  # libtorrent's bound
 ROLES = ("layer", "embed", "head", "aux")
 
 _FILE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")  # flat, portable, never a path
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_HEX20 = re.compile(r"[0-9a-f]{40}")
 _HEX32 = re.compile(r"[0-9a-f]{64}")
 _LICENSE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,99}")
+_CODEC = re.compile(r"[a-z0-9-]{1,40}/[0-9]{1,4}")
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 
@@ -46,6 +45,14 @@ class ShardRef:
 
 
 @dataclass(frozen=True, slots=True)
+class HybridRef:
+    """What v1 clients see of the same torrent (BEP 3); v1 hashes are checked by them, never by us."""
+
+    infohash_v1: str  # hex SHA-1 of the bencoded info dict
+    pieces_digest: str  # hex SHA-256 of the concatenated SHA-1 piece hashes, so that they are signed too
+
+
+@dataclass(frozen=True, slots=True)
 class TorrentRef:
     """How BitTorrent names the release: the v2 infohash covers name, piece length, privacy and every root."""
 
@@ -53,15 +60,20 @@ class TorrentRef:
     piece_length: int  # bytes, a power of two
     private: bool
     infohash: str  # hex SHA-256 of the bencoded info dict
+    hybrid: HybridRef | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LicenseRef:
-    """Under what terms the weights may be used. ``text_digest`` is the hex SHA-256 of the text in the aux shard."""
+    """Under what terms the weights may be used. Digests are the hex SHA-256 of texts in the aux shard."""
 
     id: str  # SPDX id or LicenseRef-…
     text_digest: str
     acceptance_required: bool
+    notice_digest: str | None = (
+        None  # of NOTICE, which some licences oblige whoever passes weights on to include
+    )
+    policy_digest: str | None = None  # of USE_POLICY
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +82,27 @@ class Provenance:
 
     source: str  # file name, never a path
     source_digest: str  # hex SHA-256 of the source's bytes (of a directory: of its sorted file digests)
-    tool: str  # "llama-mesh 0.1.0", and the arguments that changed the weights
+    tool: str  # "llama-mesh 0.1.0"
+    arguments: tuple[str, ...] = ()  # those that changed the weights, as they were given
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedShard:
+    """Another spelling of a shard for slow links. Its own root says what travels; ``of`` says what it decodes to."""
+
+    of: str  # the file of the shard in ``Manifest.shards``; its root is what the decoded bytes must have
+    file: str
+    size: int  # bytes
+    root: str
+
+
+@dataclass(frozen=True, slots=True)
+class EncodingRef:
+    """Encoded twins of some shards, in a torrent of their own so that nobody has to fetch both."""
+
+    codec: str  # "byteplane-zstd/1"
+    shards: tuple[EncodedShard, ...]
+    torrent: TorrentRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +116,8 @@ class Manifest:
     license: LicenseRef
     provenance: Provenance
     created: str  # RFC 3339 UTC, seconds
+    expires: str | None = None  # likewise; None: as long as the catalog lists it
+    encodings: tuple[EncodingRef, ...] = ()
 
     def __post_init__(self) -> None:
         _check(self)
@@ -113,132 +147,17 @@ class Manifest:
         )
 
     def to_bytes(self) -> bytes:
-        return strict_json.dumps(
-            {
-                "schema": SCHEMA,
-                "name": self.name,
-                "family": self.family,
-                "config": self.config.to_json(),
-                "quantization": self.quantization,
-                "shards": [
-                    {"role": s.role, "layer": s.layer, "file": s.file, "size": s.size, "root": s.root}
-                    for s in self.shards
-                ],
-                "torrent": {
-                    "name": self.torrent.name,
-                    "piece_length": self.torrent.piece_length,
-                    "private": self.torrent.private,
-                    "infohash": self.torrent.infohash,
-                },
-                "license": {
-                    "id": self.license.id,
-                    "text_digest": self.license.text_digest,
-                    "acceptance_required": self.license.acceptance_required,
-                },
-                "provenance": {
-                    "source": self.provenance.source,
-                    "source_digest": self.provenance.source_digest,
-                    "tool": self.provenance.tool,
-                },
-                "created": self.created,
-            }
-        )
+        """The canonical bytes: what is signed and what ``release_id`` names."""
+        from mesh.weights import manifest_json  # it spells these values, so it imports this module
+
+        return manifest_json.write(self)
 
     @classmethod
     def parse(cls, data: bytes) -> Manifest:
         """Raises ManifestInvalid; never anything else, whatever the bytes."""
-        try:
-            value = strict_json.loads(data, max_bytes=MAX_MANIFEST_BYTES)
-        except ValueError as exc:
-            raise ManifestInvalid(f"manifest is not the JSON we sign: {exc}") from exc
-        top = _Object("manifest", value)
-        if (schema := top.text("schema")) != SCHEMA:
-            raise ManifestInvalid(f"manifest schema {schema!r}: this version reads {SCHEMA!r}")
-        torrent, license_ = top.object("torrent"), top.object("license")
-        provenance = top.object("provenance")
-        try:
-            manifest = cls(
-                name=top.text("name"),
-                family=top.text("family"),
-                config=LlamaConfig.from_json(top.take("config")),
-                quantization=top.text("quantization"),
-                shards=tuple(_shards(top.take("shards"))),
-                torrent=TorrentRef(
-                    torrent.text("name"),
-                    torrent.integer("piece_length"),
-                    torrent.boolean("private"),
-                    torrent.text("infohash"),
-                ),
-                license=LicenseRef(
-                    license_.text("id"), license_.text("text_digest"), license_.boolean("acceptance_required")
-                ),
-                provenance=Provenance(
-                    provenance.text("source"), provenance.text("source_digest"), provenance.text("tool")
-                ),
-                created=top.text("created"),
-            )
-        except CheckpointUnsupported as exc:
-            raise ManifestInvalid(f"manifest: {exc}") from exc
-        for part in (top, torrent, license_, provenance):
-            part.done()
-        if manifest.to_bytes() != data:
-            raise ManifestInvalid("manifest is not in canonical form; its release id would be ambiguous")
-        return manifest
+        from mesh.weights import manifest_json
 
-
-class _Object:
-    """A JSON object read field by field; what nobody took is an error."""
-
-    def __init__(self, where: str, value: object) -> None:
-        if not isinstance(value, dict):
-            raise ManifestInvalid(f"{where}: expected an object")
-        self._where, self._left = where, dict(value)
-
-    def take(self, key: str) -> Any:
-        if key not in self._left:
-            raise ManifestInvalid(f"{self._where}: field {key!r} is missing")
-        return self._left.pop(key)
-
-    def _typed(self, key: str, kind: type) -> Any:
-        value = self.take(key)
-        if type(value) is not kind:
-            raise ManifestInvalid(
-                f"{self._where} {key}: expected {kind.__name__}, found {type(value).__name__}"
-            )
-        return value
-
-    def text(self, key: str) -> str:
-        value: str = self._typed(key, str)
-        if len(value) > 300:
-            raise ManifestInvalid(f"{self._where} {key}: longer than 300 characters")
-        return value
-
-    def integer(self, key: str) -> int:
-        return self._typed(key, int)  # type: ignore[no-any-return]
-
-    def boolean(self, key: str) -> bool:
-        return self._typed(key, bool)  # type: ignore[no-any-return]
-
-    def object(self, key: str) -> _Object:
-        return _Object(f"{self._where} {key}", self.take(key))
-
-    def done(self) -> None:
-        if self._left:
-            raise ManifestInvalid(f"{self._where}: unknown field {min(self._left)!r}")
-
-
-def _shards(value: object) -> Iterator[ShardRef]:
-    if not isinstance(value, list):
-        raise ManifestInvalid("manifest shards: expected a list")
-    for index, item in enumerate(value):
-        shard = _Object(f"manifest shards[{index}]", item)
-        layer = shard.take("layer")
-        if layer is not None and type(layer) is not int:
-            raise ManifestInvalid(f"manifest shards[{index}] layer: expected an integer or null")
-        yield ShardRef(
-            shard.text("role"), layer, shard.text("file"), shard.integer("size"), shard.text("root")
-        )
-        shard.done()
+        return manifest_json.read(data)
 
 
 def _check(m: Manifest) -> None:
@@ -248,17 +167,23 @@ def _check(m: Manifest) -> None:
         raise ManifestInvalid(f"manifest family {m.family!r}: this version runs 'llama'")
     _match("quantization", re.compile(r"[A-Z0-9_]{1,20}"), m.quantization)
     _match("created", _TIMESTAMP, m.created)
-    _match("torrent name", _MODEL_NAME, m.torrent.name)
-    _match("torrent infohash", _HEX32, m.torrent.infohash)
-    length = m.torrent.piece_length
-    if not 16384 <= length <= MAX_PIECE_BYTES or length & (length - 1):
-        raise ManifestInvalid(
-            f"manifest piece_length {length}: expected a power of two from 16 KiB to 128 MiB"
-        )
+    if m.expires is not None:
+        _match("expires", _TIMESTAMP, m.expires)
+        if m.expires <= m.created:  # this spelling of time sorts as text
+            raise ManifestInvalid(f"manifest expires {m.expires}, which is not after created {m.created}")
+    _check_torrent(m.torrent)
     _match("license id", _LICENSE_ID, m.license.id)
     _match("license text_digest", _HEX32, m.license.text_digest)
+    for what, digest in (("notice", m.license.notice_digest), ("policy", m.license.policy_digest)):
+        if digest is not None:
+            _match(f"license {what}_digest", _HEX32, digest)
     _match("provenance source_digest", _HEX32, m.provenance.source_digest)
-    for what, text in (("source", m.provenance.source), ("tool", m.provenance.tool)):
+    if len(m.provenance.arguments) > MAX_ARGUMENTS:
+        raise ManifestInvalid(
+            f"manifest provenance: {len(m.provenance.arguments)} arguments, at most {MAX_ARGUMENTS}"
+        )
+    texts = [("source", m.provenance.source), ("tool", m.provenance.tool)]
+    for what, text in (*texts, *(("argument", argument) for argument in m.provenance.arguments)):
         if not text.isprintable():  # they end on a terminal; a lone surrogate has no bytes to sign either
             raise ManifestInvalid(f"manifest provenance {what} {text[:80]!r}: expected printable characters")
 
@@ -296,6 +221,47 @@ def _check(m: Manifest) -> None:
         raise ManifestInvalid(
             f"manifest: {detail}; expected embed, layers 0 to {m.config.num_layers - 1}, head, aux"
         )
+    _check_encodings(m)
+
+
+def _check_torrent(torrent: TorrentRef) -> None:
+    _match("torrent name", _MODEL_NAME, torrent.name)
+    _match("torrent infohash", _HEX32, torrent.infohash)
+    length = torrent.piece_length
+    if not 16384 <= length <= MAX_PIECE_BYTES or length & (length - 1):
+        raise ManifestInvalid(
+            f"manifest piece_length {length}: expected a power of two from 16 KiB to 128 MiB"
+        )
+    if torrent.hybrid is not None:
+        _match("torrent infohash_v1", _HEX20, torrent.hybrid.infohash_v1)
+        _match("torrent pieces_digest", _HEX32, torrent.hybrid.pieces_digest)
+
+
+def _check_encodings(m: Manifest) -> None:
+    """Each codec once, its files beside nothing else's: the torrents must be told apart by name."""
+    names = [m.torrent.name, *(encoding.torrent.name for encoding in m.encodings)]
+    if len(set(names)) != len(names) or len({e.codec for e in m.encodings}) != len(m.encodings):
+        raise ManifestInvalid("manifest encodings: a codec or a torrent name is there twice")
+    order = {ref.file: index for index, ref in enumerate(m.shards)}
+    for encoding in m.encodings:
+        _match("encoding codec", _CODEC, encoding.codec)
+        _check_torrent(encoding.torrent)
+        if encoding.torrent.private != m.torrent.private:
+            raise ManifestInvalid(f"manifest encoding {encoding.codec}: private unlike the release's torrent")
+        places = [order.get(twin.of, -1) for twin in encoding.shards]
+        if not places or -1 in places or places != sorted(set(places)):
+            raise ManifestInvalid(
+                f"manifest encoding {encoding.codec}: expected twins of the release's shards, in their order"
+            )
+        if len({twin.file for twin in encoding.shards}) != len(places):
+            raise ManifestInvalid(f"manifest encoding {encoding.codec} names a file twice")
+        for twin in encoding.shards:
+            _match("encoded shard file", _FILE_NAME, twin.file)
+            _match("encoded shard root", _HEX32, twin.root)
+            if not 0 < twin.size <= MAX_SHARD_BYTES:
+                raise ManifestInvalid(
+                    f"manifest encoded shard {twin.file!r}: size {twin.size} is out of bounds"
+                )
 
 
 def _match(what: str, pattern: re.Pattern[str], value: str) -> None:

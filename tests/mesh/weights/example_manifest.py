@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 from mesh.architecture import LlamaConfig, RopeConfig
-from mesh.weights.manifest import LicenseRef, Manifest, Provenance, ShardRef, TorrentRef
+from mesh.weights.manifest import (
+    EncodedShard,
+    EncodingRef,
+    HybridRef,
+    LicenseRef,
+    Manifest,
+    Provenance,
+    ShardRef,
+    TorrentRef,
+)
 
 CONFIG = LlamaConfig(
     hidden_size=64,
@@ -46,4 +56,26 @@ def example_manifest(name: str = "tiny-model") -> Manifest:
         license=LicenseRef("Apache-2.0", hashlib.sha256(b"license").hexdigest(), acceptance_required=False),
         provenance=Provenance("tiny.gguf", hashlib.sha256(b"source").hexdigest(), "llama-mesh 0.1.0"),
         created="2026-01-02T03:04:05Z",
+    )
+
+
+def example_full_manifest() -> Manifest:
+    """The same with every field that a manifest may leave out."""
+    plain = example_manifest()
+    twin = EncodedShard("embed.safetensors", "embed.bpz", 20000, hashlib.sha256(b"twin").hexdigest())
+    encoded = TorrentRef("tiny-model.bpz", 4 * 1024 * 1024, True, hashlib.sha256(b"twins").hexdigest())
+    hybrid = HybridRef(hashlib.sha1(b"info").hexdigest(), hashlib.sha256(b"pieces").hexdigest())
+    return replace(
+        plain,
+        torrent=replace(plain.torrent, hybrid=hybrid),
+        license=LicenseRef(
+            "LicenseRef-example",
+            plain.license.text_digest,
+            acceptance_required=True,
+            notice_digest=hashlib.sha256(b"notice").hexdigest(),
+            policy_digest=hashlib.sha256(b"policy").hexdigest(),
+        ),
+        provenance=replace(plain.provenance, arguments=("--quantize", "q4_1")),
+        expires="2027-01-02T03:04:05Z",
+        encodings=(EncodingRef("byteplane-zstd/1", (twin,), encoded),),
     )
