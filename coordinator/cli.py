@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coordinator.cli_options import Data, Json, data_directory, seconds_of, when
+from coordinator.key_cli import has_keys, key
 from coordinator.membership import LEASE_SECONDS
 from mesh.cli.run_cli import new_app, run_app
 
@@ -18,17 +19,7 @@ if TYPE_CHECKING:
 app = new_app("mesh-coordinator", "Bring nodes together: offer layers, find routes, answer clients.")
 token = typer.Typer(help="Let nodes in, or no longer.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(token, name="token")
-
-_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="MESH_COORDINATOR_DATA",
-        help="Where tokens, nodes and the audit trail are kept; one coordinator each.",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+app.add_typer(key, name="key")
 
 
 @app.command()
@@ -87,10 +78,11 @@ def up(
         http=_numeric(parse_endpoint(listen, what="--listen")),
         grpc=_numeric(parse_endpoint(grpc, what="--grpc")),
         advertise=advertise,
-        data=_directory(data),
+        data=data_directory(data),
         lease_seconds=lease,
         make_token=not no_token,
         insecure=insecure,
+        has_api_keys=has_keys(data_directory(data)),
     )
     if insecure:
         typer.echo(
@@ -121,9 +113,9 @@ def create(
     from coordinator.state import open_state
     from mesh.clock import SystemClock
 
-    directory, now = _directory(data), SystemClock().wall()
+    directory, now = data_directory(data), SystemClock().wall()
     listening = read_listening(directory)
-    expires = None if ttl is None else now + _seconds(ttl)
+    expires = None if ttl is None else now + seconds_of(ttl)
 
     async def make() -> JoinToken:
         async with open_state(directory) as state:
@@ -173,8 +165,8 @@ def list_(data: Data = None, as_json: Json = False) -> None:
         typer.echo(json.dumps({"schema": "mesh.tokens/1", "tokens": rows}))
         return
     for record in found:
-        expires = "never expires" if record.expires is None else f"expires {_when(record.expires)}"
-        line = f"{record.token_id}  {record.status(now):<8}  created {_when(record.created)}, {expires}  {record.label}"
+        expires = "never expires" if record.expires is None else f"expires {when(record.expires)}"
+        line = f"{record.token_id}  {record.status(now):<8}  created {when(record.created)}, {expires}  {record.label}"
         typer.echo(line.rstrip())
 
 
@@ -232,7 +224,7 @@ def nodes(data: Data = None, as_json: Json = False) -> None:
     for node in found:
         typer.echo(
             f"{node.name:<16}  {node.state:<8}  layers {node.layers!s:<9}  "
-            f"last seen {_when(node.last_seen)}  {node.node_id}"
+            f"last seen {when(node.last_seen)}  {node.node_id}"
         )
 
 
@@ -265,17 +257,11 @@ def _print_events(listening: Listening, token: JoinToken | None) -> None:
     typer.echo(json.dumps(event))
 
 
-def _directory(data: Path | None) -> Path:
-    from mesh.dirs import data_dir
-
-    return data if data is not None else data_dir() / "coordinator"
-
-
 def _existing(data: Path | None) -> Path:
     """The data directory of a coordinator that has run; a question must not make one."""
     from coordinator.data_directory import read_listening
 
-    directory = _directory(data)
+    directory = data_directory(data)
     read_listening(directory)
     return directory
 
@@ -283,22 +269,6 @@ def _existing(data: Path | None) -> Path:
 def _numeric(endpoint: tuple[str, int]) -> tuple[str, int]:
     """``localhost`` may be two addresses, and port 0 must be one port."""
     return ("127.0.0.1" if endpoint[0] == "localhost" else endpoint[0], endpoint[1])
-
-
-def _seconds(text: str) -> float:
-    """``"24h"`` -> 86400. Raises UsageError."""
-    from mesh.errors import UsageError
-
-    match = re.fullmatch(r"(\d{1,9})([smhd])", text)
-    if match is None or int(match[1]) == 0:
-        raise UsageError(f"--ttl {text!r}: expected a number and a unit, for example 30m, 24h or 30d")
-    return int(match[1]) * _UNIT_SECONDS[match[2]]
-
-
-def _when(seconds: float) -> str:
-    from datetime import datetime
-
-    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
 
 
 def main(argv: list[str] | None = None) -> int | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from coordinator.topology import Endpoint
 from mesh.errors import UsageError
-from mesh.wire.channel import require_loopback
+from mesh.wire.channel import is_loopback, require_loopback
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +22,14 @@ class CoordinatorConfig:
     lease_seconds: float
     make_token: bool
     insecure: bool
+    has_api_keys: bool = False  # some key is on record: clients are asked for one
 
     def __post_init__(self) -> None:
-        require_loopback(self.http[0], what="--listen", insecure=self.insecure)
+        if not is_loopback(self.http[0]) and not (self.has_api_keys or self.insecure):
+            raise UsageError(
+                f"--listen {self.http[0]}: without an API key only loopback is allowed, or whoever reaches it may ask; "
+                "make one with: mesh-coordinator key create"
+            )
         require_loopback(self.grpc[0], what="--grpc", insecure=self.insecure)
         if is_wildcard(self.grpc[0]) and self.advertise is None:
             raise UsageError(

@@ -13,6 +13,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
+from coordinator.access.admission import Admission
+from coordinator.access.callers import Callers
 from coordinator.api import create_app
 from coordinator.availability import Availability
 from coordinator.config import CoordinatorConfig
@@ -85,8 +87,7 @@ async def _serve(
     membership = Membership(manifest.config.num_layers, config.lease_seconds)
     availability = Availability(manifest.name, membership, clock)
     pipeline = Pipeline(availability.find_route, availability.on_link_lost)
-    model = _served_model(verified, pipeline)
-    app = create_app({model.name: model}, availability.health)
+    model = _served_model(verified, pipeline, Admission(availability, clock))
 
     async def end_answers() -> None:
         availability.stop()
@@ -95,7 +96,11 @@ async def _serve(
     async with (
         _remembering(config) as state,
         serving_nodes(config.grpc, CoordinatorService(_offered(verified), membership, state, clock)) as nodes,
-        serving_clients(config.http, app, end_answers) as (clients, http),
+        serving_clients(
+            config.http,
+            create_app({model.name: model}, availability.health, Callers(state, clock)),
+            end_answers,
+        ) as (clients, http),
     ):
         listening = Listening(
             http=format_endpoint(*config.reachable(clients)),
@@ -158,7 +163,7 @@ def _offered(verified: VerifiedRelease) -> OfferedRelease:
     )
 
 
-def _served_model(verified: VerifiedRelease, pipeline: Pipeline) -> ServedModel:
+def _served_model(verified: VerifiedRelease, pipeline: Pipeline, admission: Admission) -> ServedModel:
     manifest, tokenizer = verified.release.manifest, Tokenizer.from_aux(verified.aux)
     return ServedModel(
         name=manifest.name,
@@ -166,5 +171,6 @@ def _served_model(verified: VerifiedRelease, pipeline: Pipeline) -> ServedModel:
         tokenizer=tokenizer,
         chat_template=ChatTemplate.from_aux(verified.aux, tokenizer),
         pipeline=pipeline,
+        admission=admission,
         created=int(datetime.fromisoformat(manifest.created).timestamp()),
     )

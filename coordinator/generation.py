@@ -12,6 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal
 
+from coordinator.access.callers import Caller
 from coordinator.routing import Route
 from coordinator.serving import ServedModel
 from coordinator.stop_text import StopText
@@ -109,12 +110,13 @@ Event = PromptEvent | TextEvent | FinishEvent
 
 
 async def generate(
-    model: ServedModel, request: GenerationRequest, clock: Clock | None = None
+    model: ServedModel, request: GenerationRequest, caller: Caller, clock: Clock | None = None
 ) -> AsyncGenerator[Event, None]:
     """Yields a PromptEvent if asked for, TextEvents as text becomes certain, then one FinishEvent.
 
-    Raises RequestRefused before anything is reserved (context) or while the session opens (503), PipelineLost
-    later. ``aclose`` (or cancelling) leaves the session, and with it every stage, at once.
+    Raises RequestRefused before anything is reserved (context, the caller's quota) or while it waits for its turn
+    and the session opens (503), PipelineLost later. ``aclose`` (or cancelling) leaves the queue or the session, and
+    with it every stage, at once.
     """
     timer = _Timer(clock or SystemClock())
     prompt_ids = await asyncio.to_thread(encode, model, request.prompt)
@@ -132,9 +134,14 @@ async def generate(
     )
     is_scored = request.sampling.top_logprobs is not None
     is_echoed = not request.echo
-    async with model.pipeline.session(token_request) as session:
+    async with (
+        model.admission.turn(caller, len(prompt_ids) + max_new_tokens) as turn,
+        model.pipeline.session(token_request, turn.route) as session,
+    ):
+        turn.used_tokens = len(prompt_ids)
         async for token_id in session.tokens():
             timer.token()
+            turn.used_tokens += 1
             if not is_echoed:
                 yield _prompt_event(request, prompt_ids, session)
                 is_echoed = True
@@ -160,14 +167,17 @@ async def generate(
 
 
 async def generate_all(
-    model: ServedModel, requests: Sequence[GenerationRequest], at_once: int = SESSIONS_AT_ONCE
+    model: ServedModel,
+    requests: Sequence[GenerationRequest],
+    caller: Caller,
+    at_once: int = SESSIONS_AT_ONCE,
 ) -> AsyncGenerator[Event, None]:
     """The events of several answers as they come, each answer in a session of its own, ``at_once`` at a time.
 
     Raises what ended the first answer that failed; like ``aclose`` that leaves every session.
     """
     if len(requests) == 1:
-        async with aclosing(generate(model, requests[0])) as events:
+        async with aclosing(generate(model, requests[0], caller)) as events:
             async for event in events:
                 yield event
         return
@@ -175,7 +185,7 @@ async def generate_all(
     arrived: asyncio.Queue[Event | None] = asyncio.Queue()  # None: no more will come
 
     async def run(request: GenerationRequest) -> None:
-        async with turn, aclosing(generate(model, request)) as events:
+        async with turn, aclosing(generate(model, request, caller)) as events:
             async for event in events:
                 arrived.put_nowait(event)
 

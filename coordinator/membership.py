@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from coordinator.routing import count_coverage
-from coordinator.topology import Endpoint, MeshView, Node, NodeState, Report
+from coordinator.topology import MAX_COUNT, Endpoint, MeshView, Node, NodeState, Report
 from mesh.errors import NotFound, Temporary, UsageError
 from mesh.layers import LayerRange
 
@@ -62,6 +62,8 @@ class Applicant:
     kernel_id: str
     version: str
     layers: LayerRange | None  # what it insists on
+    kv_tokens: int = MAX_COUNT  # of KV cache, all sessions together
+    max_sessions: int = MAX_COUNT
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,8 @@ class Membership:
             memory_bytes=memory_bytes,
             expires_at=now + self.lease_seconds,
             report=Report(NodeState.FETCHING),
+            kv_tokens=applicant.kv_tokens,
+            max_sessions=applicant.max_sessions,
         )
         self._nodes[node_id] = node
         del self._offers[node_id]

@@ -264,8 +264,8 @@ class Pipeline:
         self._links: dict[RouteStage, _NodeLink] = {}
 
     @contextlib.asynccontextmanager
-    async def session(self, request: TokenRequest) -> AsyncIterator[_Session]:
-        route = self._find_route()
+    async def session(self, request: TokenRequest, route: Route | None = None) -> AsyncIterator[_Session]:
+        route = route or self._find_route()
         links = [self._link_to(stage) for stage in route.stages]
         try:
             await asyncio.gather(*(link.connected() for link in links))

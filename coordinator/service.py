@@ -22,7 +22,7 @@ from coordinator.journal import Journal
 from coordinator.membership import Applicant, Membership
 from coordinator.placement import Capacity, propose
 from coordinator.state import StateStore
-from coordinator.topology import Endpoint, NodeState, Report
+from coordinator.topology import MAX_COUNT, Endpoint, NodeState, Report
 from mesh import __version__
 from mesh.architecture import LlamaConfig
 from mesh.clock import Clock
@@ -38,7 +38,6 @@ logger = logging.getLogger(__name__)
 MAX_ID_CHARS = 100
 MAX_NAME_CHARS = 64
 MAX_HOST_CHARS = 253  # of a DNS name
-MAX_COUNT = 2**63 - 1  # fits every integer of whoever reads it later
 
 Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
 
@@ -183,6 +182,8 @@ def _applicant(request: coordinator_pb2.OfferRequest) -> Applicant:
         kernel_id=_text("kernel_id", request.kernel_id, MAX_ID_CHARS),
         version=_text("version", request.version, MAX_ID_CHARS),
         layers=_layers(request.capacity.layers) if request.capacity.HasField("layers") else None,
+        kv_tokens=request.kv_tokens or MAX_COUNT,
+        max_sessions=request.max_sessions or MAX_COUNT,
     )
 
 

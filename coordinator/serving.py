@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mesh
+from coordinator.access.admission import Admission
 from coordinator.token_pipeline import TokenPipeline
 from mesh.layers import LayerRange
 from mesh.model.chat_template import ChatTemplate
@@ -25,6 +26,7 @@ class ServedModel:
     tokenizer: Tokenizer
     chat_template: ChatTemplate
     pipeline: TokenPipeline
+    admission: Admission  # the door in front of the pipeline
     created: int  # seconds since the Unix epoch
 
     @property

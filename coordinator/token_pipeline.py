@@ -63,6 +63,9 @@ class TokenSession(Protocol):
 
 
 class TokenPipeline(Protocol):
-    def session(self, request: TokenRequest) -> AbstractAsyncContextManager[TokenSession]:
-        """Entering finds a route and opens every stage (KV cache reserved) or raises RequestRefused (503 with
-        ``mesh_incomplete`` or ``no_capacity``); leaving closes every stage. Raises PipelineLost mid-stream."""
+    def session(
+        self, request: TokenRequest, route: Route | None = None
+    ) -> AbstractAsyncContextManager[TokenSession]:
+        """Entering opens every stage of the route, the best one if none is given (KV cache reserved), or raises
+        RequestRefused (503 with ``mesh_incomplete`` or ``no_capacity``); leaving closes every stage. Raises
+        PipelineLost mid-stream."""

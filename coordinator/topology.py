@@ -9,6 +9,7 @@ from coordinator.routing import ReadyStage, Route, RouteStage, count_coverage, f
 from mesh.layers import LayerRange
 
 Endpoint = tuple[str, int]  # host, port
+MAX_COUNT = 2**63 - 1  # fits every integer of whoever reads it later; also: as many as are wanted
 
 
 class NodeState(StrEnum):
@@ -46,6 +47,8 @@ class Node:
     memory_bytes: int  # by its own plan
     expires_at: float  # monotonic seconds
     report: Report
+    kv_tokens: int = MAX_COUNT  # of KV cache, all sessions together
+    max_sessions: int = MAX_COUNT
     is_suspect: bool = False  # its link broke; until it speaks again no request is sent there
 
     @property

@@ -106,7 +106,7 @@ class RequestRefused(MeshError):
     """A client's request that breaks a rule.
 
     Attributes follow the OpenAI error body: ``status`` (HTTP), ``code``, ``param``; ``retry_after`` in seconds
-    where trying again can help.
+    where trying again can help, ``is_hopeless`` where it cannot although the status says otherwise.
     """
 
     def __init__(
@@ -117,9 +117,11 @@ class RequestRefused(MeshError):
         code: str = "invalid_value",
         param: str | None = None,
         retry_after: int | None = None,
+        is_hopeless: bool = False,
     ) -> None:
         super().__init__(message)
         self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
+        self.is_hopeless = is_hopeless
 
 
 class Temporary(MeshError):

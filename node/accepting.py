@@ -48,6 +48,7 @@ class Limits:
     memory_bytes: int
     disk_bytes: int
     kv_tokens: int
+    max_sessions: int
     layers: LayerRange | None
     accepted_license: str | None
 

@@ -48,6 +48,7 @@ class CoordinatorClient:
             capacity=capacity,
             kernel_id=kernel_id,
             kv_tokens=limits.kv_tokens,
+            max_sessions=limits.max_sessions,
         )
         deadline = asyncio.get_running_loop().time() + wait_seconds
         while True:

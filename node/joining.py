@@ -143,6 +143,7 @@ def _limits(parts: NodeParts, config: NodeConfig, *, layers: LayerRange | None) 
         memory_bytes=memory_bytes(parts.device, config.memory_bytes),
         disk_bytes=disk_bytes(config.data),
         kv_tokens=config.kv_tokens,
+        max_sessions=config.max_sessions,
         layers=layers,
         accepted_license=config.accept_license,
     )

@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 import mesh
+from coordinator.access.callers import Caller, Callers, NoKeys
 from coordinator.api import chat_request, completion_request
 from coordinator.api.answer import Answer, AnswerHead
 from coordinator.api.answering import AnswerResponse
@@ -28,6 +29,7 @@ from coordinator.api.completion_request import CompletionRequest
 from coordinator.api.completion_response import CompletionAnswer
 from coordinator.api.errors import ERROR_RESPONSES, Failure, describe, respond
 from coordinator.api.fields import AnswerFields
+from coordinator.api.gate import Gate
 from coordinator.api.middleware import BodyLimit, RequestId
 from coordinator.api.text_tools import text_routes
 from coordinator.generation import GenerationRequest, generate_all
@@ -44,8 +46,13 @@ _STREAMED: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(models: Mapping[str, ServedModel], health: Callable[[], MeshHealth]) -> FastAPI:
-    """``models`` by the name clients ask for, in the order they are listed; ``health`` is asked every time."""
+def create_app(
+    models: Mapping[str, ServedModel], health: Callable[[], MeshHealth], callers: Callers | None = None
+) -> FastAPI:
+    """``models`` by the name clients ask for, in the order they are listed; ``health`` is asked every time.
+
+    ``callers`` knows the API keys; without it everybody may ask.
+    """
     # The documentation pages load their scripts from elsewhere; /openapi.json is enough and works offline.
     app = FastAPI(
         title="llama-mesh",
@@ -58,13 +65,14 @@ def create_app(models: Mapping[str, ServedModel], health: Callable[[], MeshHealt
     grammars = {name: _compiler(model) for name, model in models.items()}
     probes = {name: Probe(model) for name, model in models.items()}
     app.add_middleware(BodyLimit)
+    app.add_middleware(Gate, callers=callers or Callers(NoKeys()))
     app.add_middleware(RequestId)  # the last added is the outermost
     for kind in (MeshError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, respond)
 
     @app.post("/v1/chat/completions", response_model=None, responses=_STREAMED)
     async def create_chat_completion(chat: ChatRequest, request: Request) -> Response:
-        model = _find(models, chat.model)
+        model = _find(models, chat.model, request)
         schema, grammar = chat.schema_to_follow(), None
         if schema is not None:
             grammar = await grammars[model.name].compile(schema, chat_request.SCHEMA_PARAM)
@@ -72,11 +80,11 @@ def create_app(models: Mapping[str, ServedModel], health: Callable[[], MeshHealt
             chat, request.state.request_id, _vocab_size(model), grammar
         )
         answer = ChatAnswer(_head(model, "chatcmpl"), model.tokenizer, len(wanted), bool(chat.logprobs))
-        return _respond(model, chat, wanted, answer)
+        return _respond(request, model, chat, wanted, answer)
 
     @app.post("/v1/completions", response_model=None, responses=_STREAMED)
     async def create_completion(completion: CompletionRequest, request: Request) -> Response:
-        model = _find(models, completion.model)
+        model = _find(models, completion.model, request)
         wanted = completion_request.to_generation_requests(
             completion, request.state.request_id, _vocab_size(model)
         )
@@ -88,16 +96,17 @@ def create_app(models: Mapping[str, ServedModel], health: Callable[[], MeshHealt
             choices_per_prompt=completion.n or 1,
             has_logprobs=completion.logprobs is not None,
         )
-        return _respond(model, completion, wanted, answer)
+        return _respond(request, model, completion, wanted, answer)
 
     @app.get("/v1/models")
-    async def list_models() -> dict[str, Any]:
-        now = health()
-        return {"object": "list", "data": [_describe(model, now) for model in models.values()]}
+    async def list_models(request: Request) -> dict[str, Any]:
+        now, caller = health(), _caller(request)
+        listed = [_describe(model, now) for model in models.values() if caller.may_use(model.name)]
+        return {"object": "list", "data": listed}
 
     @app.get("/v1/models/{name:path}")
-    async def retrieve_model(name: str) -> dict[str, Any]:
-        return _describe(_find(models, name), health())
+    async def retrieve_model(name: str, request: Request) -> dict[str, Any]:
+        return _describe(_find(models, name, request), health())
 
     @app.head("/health", include_in_schema=False)
     @app.get("/health")
@@ -115,19 +124,24 @@ def create_app(models: Mapping[str, ServedModel], health: Callable[[], MeshHealt
         outcomes = await asyncio.gather(*(probe.outcome() for probe in probes.values()))
         return _probe_response(dict(zip(probes, outcomes, strict=True)))
 
-    def find_or_first(name: str | None) -> ServedModel:
-        return _find(models, next(iter(models), "") if name is None else name)
+    def find_or_first(name: str | None, request: Request) -> ServedModel:
+        usable = (key for key in models if _caller(request).may_use(key))
+        return _find(models, next(usable, "") if name is None else name, request)
 
     app.include_router(text_routes(find_or_first))
     return app
 
 
 def _respond(
-    model: ServedModel, fields: AnswerFields, wanted: list[GenerationRequest], answer: Answer
+    request: Request,
+    model: ServedModel,
+    fields: AnswerFields,
+    wanted: list[GenerationRequest],
+    answer: Answer,
 ) -> Response:
     return AnswerResponse(
         answer,
-        generate_all(model, wanted),
+        generate_all(model, wanted, _caller(request)),
         stream=bool(fields.stream),
         include_usage=fields.include_usage,
         timeout_seconds=fields.timeout,
@@ -147,11 +161,18 @@ def _vocab_size(model: ServedModel) -> int:
     return model.manifest.config.vocab_size
 
 
-def _find(models: Mapping[str, ServedModel], name: str) -> ServedModel:
-    model = models.get(name)
+def _caller(request: Request) -> Caller:
+    caller: Caller = request.state.caller
+    return caller
+
+
+def _find(models: Mapping[str, ServedModel], name: str, request: Request) -> ServedModel:
+    """Raises RequestRefused (404) for a model that is not here, or not for this caller's key."""
+    usable = {key: model for key, model in models.items() if _caller(request).may_use(key)}
+    model = usable.get(name)
     if model is None:
         raise RequestRefused(
-            f"model {name[:100]!r} does not exist here; this mesh serves: {', '.join(models) or 'nothing yet'}",
+            f"model {name[:100]!r} does not exist here; this mesh serves: {', '.join(usable) or 'nothing yet'}",
             status=404,
             code="model_not_found",
             param="model",

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from coordinator.token_pipeline import PipelineLost
-from mesh.errors import MeshError, NotFound, RequestRefused, Temporary
+from mesh.errors import MeshError, NotAuthorised, NotFound, RequestRefused, Temporary
 
 logger = logging.getLogger(__name__)
 
@@ -69,22 +69,30 @@ class Failure:
     message: str
     param: str | None = None
     retry_after: int | None = None  # seconds
+    is_hopeless: bool = False  # official clients would try a 429 or 503 again by themselves
 
     def body(self) -> dict[str, Any]:
         kind = _TYPES.get(self.status, "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
-        if self.retry_after is None:
-            return {}
-        return {"Retry-After": str(min(max(self.retry_after, 1), MAX_RETRY_AFTER_SECONDS))}
+        headers = {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
+        if self.is_hopeless:
+            headers["x-should-retry"] = "false"
+        elif self.retry_after is not None:
+            headers["Retry-After"] = str(min(max(self.retry_after, 1), MAX_RETRY_AFTER_SECONDS))
+        return headers
 
 
 def describe(error: BaseException) -> Failure:
     """What a client is told. An error we did not raise on purpose tells nothing of our insides."""
     match error:
         case RequestRefused():
-            return Failure(error.status, error.code, str(error), error.param, error.retry_after)
+            return Failure(
+                error.status, error.code, str(error), error.param, error.retry_after, error.is_hopeless
+            )
+        case NotAuthorised():
+            return Failure(401, "invalid_api_key", str(error))
         case PipelineLost():
             return Failure(503, "node_lost", str(error), retry_after=NODE_LOST_RETRY_SECONDS)
         case NotFound():

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import Field
 
 from coordinator.api.chat_request import ChatMessage, to_messages
@@ -42,41 +42,41 @@ class TemplateRequest(_OfModel):
     messages: list[ChatMessage]
 
 
-def text_routes(find: Callable[[str | None], ServedModel]) -> APIRouter:
+def text_routes(find: Callable[[str | None, Request], ServedModel]) -> APIRouter:
     """``find`` returns the model of that name, or the first; raises RequestRefused."""
     router = APIRouter()
 
     @router.post("/tokenize")
-    async def tokenize(request: TokenizeRequest) -> dict[str, list[Any]]:
-        tokenizer = find(request.model).tokenizer
-        if request.parse_special is False:
+    async def tokenize(body: TokenizeRequest, request: Request) -> dict[str, list[Any]]:
+        tokenizer = find(body.model, request).tokenizer
+        if body.parse_special is False:
             raise RequestRefused(
                 "parse_special false is not supported by this mesh; leave it out",
                 code="unsupported_parameter",
                 param="parse_special",
             )
-        add_special = bool(request.add_special)
-        ids = await asyncio.to_thread(tokenizer.encode, request.content, add_special=add_special)
-        if not request.with_pieces:
+        add_special = bool(body.add_special)
+        ids = await asyncio.to_thread(tokenizer.encode, body.content, add_special=add_special)
+        if not body.with_pieces:
             return {"tokens": ids}
         return {"tokens": [{"id": each, "piece": _piece(tokenizer.token_bytes(each))} for each in ids]}
 
     @router.post("/detokenize")
-    async def detokenize(request: DetokenizeRequest) -> dict[str, str]:
-        model = find(request.model)
+    async def detokenize(body: DetokenizeRequest, request: Request) -> dict[str, str]:
+        model = find(body.model, request)
         vocab_size = model.manifest.config.vocab_size
-        if request.tokens and max(request.tokens) >= vocab_size:
+        if body.tokens and max(body.tokens) >= vocab_size:
             raise RequestRefused(
-                f"tokens: {max(request.tokens)} is not in the model's vocabulary of {vocab_size}",
+                f"tokens: {max(body.tokens)} is not in the model's vocabulary of {vocab_size}",
                 param="tokens",
             )
         decode = model.tokenizer.decode
-        return {"content": await asyncio.to_thread(decode, request.tokens, show_special=True)}
+        return {"content": await asyncio.to_thread(decode, body.tokens, show_special=True)}
 
     @router.post("/apply-template")
-    async def apply_template(request: TemplateRequest) -> dict[str, str]:
-        model = find(request.model)
-        messages = to_messages(request.messages)
+    async def apply_template(body: TemplateRequest, request: Request) -> dict[str, str]:
+        model = find(body.model, request)
+        messages = to_messages(body.messages)
         return {"prompt": await asyncio.to_thread(model.chat_template.render, messages)}
 
     return router

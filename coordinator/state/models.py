@@ -25,6 +25,24 @@ class JoinTokenRow(Base):
     revoked: Mapped[float | None] = mapped_column(Double)
 
 
+class ApiKeyRow(Base):
+    __tablename__ = "api_keys"
+
+    digest: Mapped[bytes] = mapped_column(
+        LargeBinary(32), primary_key=True
+    )  # SHA-256 of the key, never the key
+    label: Mapped[str] = mapped_column(String(200))
+    created: Mapped[float] = mapped_column(Double)
+    expires: Mapped[float | None] = mapped_column(Double)
+    revoked: Mapped[float | None] = mapped_column(Double)
+    scopes: Mapped[str] = mapped_column(String(200))  # words, a space between two
+    models: Mapped[str] = mapped_column(Text)  # names, a newline between two; empty: every model
+    requests_per_minute: Mapped[int | None] = mapped_column(BigInteger)
+    tokens_per_minute: Mapped[int | None] = mapped_column(BigInteger)
+    streams: Mapped[int | None] = mapped_column(BigInteger)
+    kv_tokens: Mapped[int | None] = mapped_column(BigInteger)
+
+
 class NodeRow(Base):
     __tablename__ = "nodes"
 

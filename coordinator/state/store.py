@@ -17,7 +17,9 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from coordinator.join_tokens import TokenRecord
+from coordinator.state.audit import audit_row
 from coordinator.state.database import open_database, translated
+from coordinator.state.key_store import KeyRows
 from coordinator.state.models import AuditRow, JoinTokenRow, NodeRow
 from mesh.errors import NotFound, UsageError
 from mesh.layers import LayerRange
@@ -54,7 +56,7 @@ async def open_state(directory: Path) -> AsyncIterator[StateStore]:
         yield StateStore(engine, path)
 
 
-class StateStore:
+class StateStore(KeyRows):
     def __init__(self, engine: AsyncEngine, path: Path) -> None:
         self._session = async_sessionmaker(engine, expire_on_commit=False)
         self._path = path
@@ -72,7 +74,7 @@ class StateStore:
                     revoked=record.revoked,
                 )
             )
-            session.add(_audit(record.created, "token created", record.token_id, record.label))
+            session.add(audit_row(record.created, "token created", record.token_id, record.label))
 
     async def tokens(self) -> list[TokenRecord]:
         """All of them, oldest first."""
@@ -97,7 +99,7 @@ class StateStore:
                 raise UsageError(f"{len(rows)} join tokens begin with {token_id!r}; give more of the id")
             if rows[0].revoked is None:
                 rows[0].revoked = now
-                session.add(_audit(now, "token revoked", _token(rows[0]).token_id, rows[0].label))
+                session.add(audit_row(now, "token revoked", _token(rows[0]).token_id, rows[0].label))
             return _token(rows[0])
 
     # -- nodes and the audit trail
@@ -110,7 +112,7 @@ class StateStore:
                 row = NodeRow(node_id=node_id, first_seen=now)
                 session.add(row)
             row.name, row.state, row.layers, row.last_seen = name, event, str(layers), now
-            session.add(_audit(now, f"node {event}", node_id, f"{name} layers {layers}"))
+            session.add(audit_row(now, f"node {event}", node_id, f"{name} layers {layers}"))
 
     async def seen(self, node_ids: Collection[str], now: float) -> None:
         """These nodes hold a lease at this moment."""
@@ -162,7 +164,3 @@ class StateStore:
 
 def _token(row: JoinTokenRow) -> TokenRecord:
     return TokenRecord(row.digest, row.label, row.created, row.expires, row.revoked)
-
-
-def _audit(now: float, event: str, subject: str, detail: str) -> AuditRow:
-    return AuditRow(time=now, event=event, subject=subject, detail=detail)

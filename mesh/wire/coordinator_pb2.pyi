@@ -32,7 +32,7 @@ class Capacity(_message.Message):
     def __init__(self, memory_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., layers: _Optional[_Union[_common_pb2.LayerRange, _Mapping]] = ...) -> None: ...
 
 class OfferRequest(_message.Message):
-    __slots__ = ("protocol", "version", "token_secret", "node_id", "name", "incarnation", "capacity", "kernel_id", "kv_tokens")
+    __slots__ = ("protocol", "version", "token_secret", "node_id", "name", "incarnation", "capacity", "kernel_id", "kv_tokens", "max_sessions")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_SECRET_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +42,7 @@ class OfferRequest(_message.Message):
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     KERNEL_ID_FIELD_NUMBER: _ClassVar[int]
     KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_SESSIONS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     version: str
     token_secret: bytes
@@ -51,7 +52,8 @@ class OfferRequest(_message.Message):
     capacity: Capacity
     kernel_id: str
     kv_tokens: int
-    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., token_secret: _Optional[bytes] = ..., node_id: _Optional[str] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., kernel_id: _Optional[str] = ..., kv_tokens: _Optional[int] = ...) -> None: ...
+    max_sessions: int
+    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., token_secret: _Optional[bytes] = ..., node_id: _Optional[str] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., kernel_id: _Optional[str] = ..., kv_tokens: _Optional[int] = ..., max_sessions: _Optional[int] = ...) -> None: ...
 
 class Offer(_message.Message):
     __slots__ = ("release_id", "trust_root", "manifest", "torrent", "layers", "peers", "license_text")

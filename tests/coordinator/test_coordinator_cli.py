@@ -212,7 +212,7 @@ def test_addresses_that_strangers_can_reach_need_insecure(
 ) -> None:
     code, line = refused("up", *options(packed, data, **{flag: "0.0.0.0:0"}))
     assert code == 2
-    assert "--insecure" in line
+    assert ("key create" if flag == "listen" else "--insecure") in line
     assert not data.exists()
 
 
@@ -285,3 +285,44 @@ def test_a_time_that_is_none_is_a_usage_error(
     code, line = refused("token", "create", "--data", data, "--ttl", ttl)
     assert code == 2
     assert "--ttl" in line
+
+
+def test_a_key_is_shown_once_listed_without_its_secret_and_revoked_by_its_id(data: Path, run: Run) -> None:
+    code, made, _ = run("key", "create", "--label", "alice", "--rpm", 60, "--streams", 2, "--data", data)
+    assert code == 0
+    assert made.startswith("sk-mesh-")
+    code, listed, _ = run("key", "list", "--data", data)
+    assert made.strip() not in listed
+    assert "60 requests per minute, 2 streams" in listed
+    assert "alice" in listed
+    key_id = listed.split()[0]
+    assert run("key", "revoke", key_id[:6], "--data", data)[0] == 0
+    code, out, _ = run("key", "list", "--json", "--data", data)
+    assert [key["status"] for key in json.loads(out)["keys"]] == ["revoked"]
+
+
+def test_a_key_lets_the_api_listen_beyond_loopback(data: Path) -> None:
+    from coordinator.key_cli import has_keys
+
+    assert not has_keys(data)
+    run_key = [*COMMAND, "key", "create", "--data", str(data)]
+    subprocess.run(run_key, check=True, capture_output=True)
+    assert has_keys(data)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (("key", "create", "--scope", "everything"), 2, "generate or inspect"),
+        (("key", "create", "--ttl", "soon"), 2, "--ttl"),
+        (("key", "list"), 3, "no coordinator has run"),
+        (("key", "revoke", "abc"), 3, "no coordinator has run"),
+    ],
+)
+def test_a_wrong_key_command_says_what_it_expected_and_makes_nothing(
+    args: tuple[str, ...], code: int, says: str, data: Path, refused: Refused
+) -> None:
+    found, line = refused(*args, "--data", data)
+    assert found == code
+    assert says in line
+    assert not data.exists()

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coordinator.access.callers import anonymous
 from coordinator.generation import Chat, FinishEvent, GenerationRequest, TextEvent, admit, generate
 from coordinator.stop_text import StopText
 from coordinator.token_pipeline import PipelineLost
@@ -38,7 +39,7 @@ def request(
 
 
 async def answer(pipeline: FakePipeline, wanted: GenerationRequest | None = None) -> tuple[str, FinishEvent]:
-    events = [event async for event in generate(served_model(pipeline), wanted or request())]
+    events = [event async for event in generate(served_model(pipeline), wanted or request(), anonymous())]
     *texts, finish = events
     assert isinstance(finish, FinishEvent)
     assert all(isinstance(event, TextEvent) and event.text for event in texts)
@@ -70,7 +71,7 @@ async def test_eos_as_the_very_last_token_is_a_stop() -> None:
 
 async def test_a_code_point_is_never_split() -> None:
     pipeline = FakePipeline("é😀x".encode())
-    events = [event async for event in generate(served_model(pipeline), request())]
+    events = [event async for event in generate(served_model(pipeline), request(), anonymous())]
     assert [event.text for event in events if isinstance(event, TextEvent)] == ["é", "😀", "x"]
 
 
@@ -189,7 +190,7 @@ def test_what_is_admitted_fits_the_context_and_what_fits_is_admitted(
 
 async def test_closing_in_the_middle_leaves_the_session_at_once() -> None:
     pipeline = FakePipeline(b"abc")
-    async with aclosing(generate(served_model(pipeline), request())) as events:
+    async with aclosing(generate(served_model(pipeline), request(), anonymous())) as events:
         await anext(events)
         assert pipeline.open_sessions == 1
     assert pipeline.open_sessions == 0
@@ -239,7 +240,7 @@ class TurnedClock:
 async def test_speed_counts_decoding_and_not_prefill() -> None:
     clock = TurnedClock()
     pipeline = FakePipeline(b"abcde", before_token=clock.turn)
-    events = [event async for event in generate(served_model(pipeline), request(), clock)]
+    events = [event async for event in generate(served_model(pipeline), request(), anonymous(), clock)]
     finish = events[-1]
     assert isinstance(finish, FinishEvent)
     assert (finish.ttft_seconds, finish.tokens_per_second) == (0.5, 2.0)

@@ -47,7 +47,12 @@ def offer(packed: PackedRelease) -> OfferedBytes:
 
 
 LIMITS = Limits(
-    memory_bytes=4 << 30, disk_bytes=1 << 30, kv_tokens=256, layers=None, accepted_license="LicenseRef-test"
+    max_sessions=8,
+    memory_bytes=4 << 30,
+    disk_bytes=1 << 30,
+    kv_tokens=256,
+    layers=None,
+    accepted_license="LicenseRef-test",
 )
 
 

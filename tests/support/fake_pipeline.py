@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
+from coordinator.access.kv_ledger import KvLedger, Reservation
 from coordinator.routing import Route, RouteStage
 from coordinator.token_pipeline import TokenRequest, TokenSession
-from mesh.errors import MeshError
+from mesh.errors import MeshError, RequestRefused
 from mesh.layers import LayerRange
 from mesh.model.logprobs import TokenLogprobs
 
@@ -57,7 +58,7 @@ class FakePipeline:
         self.parked, self.resume, self.left = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     @asynccontextmanager
-    async def session(self, request: TokenRequest) -> AsyncIterator[TokenSession]:
+    async def session(self, request: TokenRequest, route: Route | None = None) -> AsyncIterator[TokenSession]:
         self.requests.append(request)
         if self.refusal is not None:
             raise self.refusal
@@ -103,3 +104,25 @@ def scripted_logprobs(token_id: int, top: int) -> TokenLogprobs:
 def refused(error: MeshError) -> FakePipeline:
     """A pipeline that opens no session."""
     return FakePipeline((), refusal=error)
+
+
+class FakeRoom:
+    """An ``admission.Room`` of ``tokens`` (unbounded by default); ``hopeless`` is raised by every check."""
+
+    def __init__(self, tokens: int | None = None, route: Route | None = None) -> None:
+        self.tokens, self.route = tokens, route or fake_route(0, 2, 4)
+        self.ledger = KvLedger()
+        self.hopeless: RequestRefused | None = None
+
+    def check(self, tokens: int) -> None:
+        if self.hopeless is not None:
+            raise self.hopeless
+
+    def reserve(self, tokens: int) -> tuple[Route, Reservation] | None:
+        used = self.ledger.tokens(self.route.stages[0])
+        if self.tokens is not None and used + tokens > self.tokens:
+            return None
+        return self.route, self.ledger.reserve(self.route.stages, tokens)
+
+    def release(self, reservation: Reservation) -> None:
+        self.ledger.release(reservation)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+from coordinator.access.admission import Admission
+from coordinator.routing import Route
 from coordinator.serving import MeshHealth, ModelHealth, ServedModel
 from coordinator.token_pipeline import TokenPipeline
 from mesh.architecture import LlamaConfig, RopeConfig
@@ -11,6 +13,7 @@ from mesh.model.chat_template import ChatTemplate
 from mesh.model.tokenizer import Tokenizer
 from mesh.weights.manifest import LicenseRef, Manifest, Provenance, ShardRef, TorrentRef
 from mesh.weights.shard import Shard, TensorInfo
+from tests.support.fake_pipeline import FakeRoom
 from tests.support.tiny_models import CHATML, byte_level_tokenizer
 
 EOS = 258  # <|im_end|>
@@ -18,7 +21,13 @@ NUM_LAYERS = 4
 
 
 def served_model(
-    pipeline: TokenPipeline, *, name: str = "tiny", context_length: int = 512, template: str = CHATML
+    pipeline: TokenPipeline,
+    *,
+    name: str = "tiny",
+    context_length: int = 512,
+    template: str = CHATML,
+    admission: Admission | None = None,
+    route: Route | None = None,
 ) -> ServedModel:
     files = {
         "tokenizer.json": json.dumps(byte_level_tokenizer()).encode(),
@@ -37,6 +46,7 @@ def served_model(
         tokenizer=tokenizer,
         chat_template=ChatTemplate.from_aux(aux, tokenizer),
         pipeline=pipeline,
+        admission=admission or Admission(FakeRoom(route=route)),
         created=1_750_000_000,
     )
 

@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from coordinator.api import create_app
 from coordinator.pipeline import Pipeline
+from coordinator.routing import Route
 from coordinator.token_pipeline import TokenPipeline
 from mesh.model.sampling import SamplingParams
 from tests.support.fake_pipeline import FakePipeline
@@ -55,8 +56,8 @@ def logprobs_of(model: LlamaForCausalLM, ids: Sequence[int]) -> torch.Tensor:
 
 
 @asynccontextmanager
-async def client_of(pipeline: TokenPipeline) -> AsyncIterator[openai.AsyncOpenAI]:
-    model = served_model(pipeline)
+async def client_of(pipeline: TokenPipeline, route: Route | None = None) -> AsyncIterator[openai.AsyncOpenAI]:
+    model = served_model(pipeline, route=route)
     async with (
         serving(create_app({model.name: model}, lambda: health(1, 1, 1, 1))) as url,
         openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client,
@@ -75,7 +76,7 @@ async def mesh_client() -> AsyncIterator[openai.AsyncOpenAI]:
     async with serve_cut([1, 3]) as (route, _):
         pipeline = Pipeline(lambda: route)
         try:
-            async with client_of(pipeline) as client:
+            async with client_of(pipeline, route) as client:
                 yield client
         finally:
             await pipeline.close()

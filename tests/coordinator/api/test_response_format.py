@@ -35,7 +35,7 @@ def one_thread() -> None:
 async def mesh_client(*cuts: int) -> AsyncIterator[tuple[openai.AsyncOpenAI, list[Served]]]:
     async with serve_cut(list(cuts)) as (route, served):
         pipeline = Pipeline(lambda: route)
-        model = served_model(pipeline)
+        model = served_model(pipeline, route=route)
         try:
             async with (
                 serving(create_app({model.name: model}, lambda: health(1, 1, 1, 1))) as url,

@@ -1,0 +1,77 @@
+"""API keys as rows: the part of the state that ``access`` asks for. Mixed into ``StateStore``, which owns the session."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from dataclasses import asdict
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+from coordinator.access.api_keys import KeyRecord, Limits, Scope
+from coordinator.state.audit import audit_row
+from coordinator.state.database import translated
+from coordinator.state.models import ApiKeyRow
+from mesh.errors import NotFound, UsageError
+
+
+class KeyRows:
+    _session: async_sessionmaker[AsyncSession]
+    _path: Path
+
+    def _writing(self) -> AbstractAsyncContextManager[AsyncSession]:
+        raise NotImplementedError
+
+    async def add_key(self, record: KeyRecord) -> None:
+        async with self._writing() as session:
+            session.add(
+                ApiKeyRow(
+                    digest=record.digest,
+                    label=record.label,
+                    created=record.created,
+                    expires=record.expires,
+                    revoked=record.revoked,
+                    scopes=" ".join(sorted(record.scopes)),
+                    models="\n".join(sorted(record.models)),
+                    **asdict(record.limits),
+                )
+            )
+            session.add(audit_row(record.created, "api key created", record.key_id, record.label))
+
+    async def keys(self) -> list[KeyRecord]:
+        """All of them, oldest first."""
+        with translated(self._path):
+            async with self._session() as session:
+                rows = await session.scalars(select(ApiKeyRow).order_by(ApiKeyRow.created, ApiKeyRow.digest))
+                return [_record(row) for row in rows]
+
+    async def revoke_key(self, key_id: str, now: float) -> KeyRecord:
+        """The key whose id begins so. Raises NotFound if there is none, UsageError if there are several."""
+        async with self._writing() as session:
+            rows = [
+                row
+                for row in await session.scalars(select(ApiKeyRow))
+                if key_id and _record(row).key_id.startswith(key_id)
+            ]
+            if not rows:
+                raise NotFound(f"no API key {key_id[:80]!r}; mesh-coordinator key list shows them")
+            if len(rows) > 1:
+                raise UsageError(f"{len(rows)} API keys begin with {key_id!r}; give more of the id")
+            if rows[0].revoked is None:
+                rows[0].revoked = now
+                session.add(audit_row(now, "api key revoked", _record(rows[0]).key_id, rows[0].label))
+            return _record(rows[0])
+
+
+def _record(row: ApiKeyRow) -> KeyRecord:
+    return KeyRecord(
+        digest=row.digest,
+        label=row.label,
+        created=row.created,
+        expires=row.expires,
+        revoked=row.revoked,
+        scopes=frozenset(map(Scope, row.scopes.split())),
+        models=frozenset(row.models.splitlines()),
+        limits=Limits(row.requests_per_minute, row.tokens_per_minute, row.streams, row.kv_tokens),
+    )
