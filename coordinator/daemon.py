@@ -68,6 +68,7 @@ def verify(config: CoordinatorConfig) -> VerifiedRelease:
     """The release, every check that needs no network. Raises IntegrityError, NotFound, UsageError."""
     trust = trusted_keys(config.trust_file)
     release = Release.open(config.release, trust)
+    release.manifest.require_model()
     check_torrent(release.torrent, release.manifest)
     ref = release.manifest.shard("aux")
     aux = read_shard(release.shard_path(ref), ref)

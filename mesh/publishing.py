@@ -107,7 +107,7 @@ class Draft:
         return Manifest(
             name=self.name,
             family="llama",
-            config=self.checkpoint.config,
+            model=self.checkpoint.config,
             quantization=self.checkpoint.quantization,
             shards=tuple(shards),
             torrent=TorrentRef(self.name, PIECE_LENGTH, private=True, infohash=metainfo.infohash(info)),

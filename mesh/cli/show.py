@@ -49,15 +49,10 @@ def describe(manifest: Manifest, signer: str) -> str:
     """The release in words and a table."""
     from mesh.sizes import format_size
 
-    config = manifest.config
     facts = {
         "release": manifest.release_id,
         "signed by": signer,
-        "model": f"{manifest.family}, {config.num_layers} layers, hidden {config.hidden_size}, "
-        f"{config.num_heads} heads ({config.num_kv_heads} KV) of {config.head_dim}, "
-        f"{'tied' if config.tied else 'untied'} head",
-        "context": f"{config.context_length} tokens, RoPE {config.rope.kind}, theta {config.rope.theta:g}",
-        "weights": f"{manifest.quantization}, {format_size(manifest.total_bytes)} in {len(manifest.shards)} shards",
+        **(_describe_model(manifest) if manifest.is_model else _describe_files(manifest)),
         "license": manifest.license.id + (", to be accepted" if manifest.license.acceptance_required else ""),
         "source": f"{manifest.provenance.source}, sha256 {manifest.provenance.source_digest}",
         "packed": f"{manifest.created} by {manifest.provenance.tool}",
@@ -67,3 +62,23 @@ def describe(manifest: Manifest, signer: str) -> str:
     widest = max(len(ref.file) for ref in manifest.shards)
     lines += [f"  {ref.file:<{widest}}  {format_size(ref.size):>10}  {ref.root}" for ref in manifest.shards]
     return "\n".join(lines)
+
+
+def _describe_model(manifest: Manifest) -> dict[str, str]:
+    from mesh.sizes import format_size
+
+    config = manifest.config
+    return {
+        "model": f"{manifest.family}, {config.num_layers} layers, hidden {config.hidden_size}, "
+        f"{config.num_heads} heads ({config.num_kv_heads} KV) of {config.head_dim}, "
+        f"{'tied' if config.tied else 'untied'} head",
+        "context": f"{config.context_length} tokens, RoPE {config.rope.kind}, theta {config.rope.theta:g}",
+        "weights": f"{manifest.quantization}, {format_size(manifest.total_bytes)} in {len(manifest.shards)} shards",
+    }
+
+
+def _describe_files(manifest: Manifest) -> dict[str, str]:
+    from mesh.sizes import format_size
+
+    files = [ref for ref in manifest.shards if ref.role == "file"]
+    return {"files": f"{len(files)}, {format_size(sum(ref.size for ref in files))} as they were"}

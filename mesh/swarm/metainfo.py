@@ -28,18 +28,17 @@ _SLACK_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class TorrentFile:
-    """One file of the torrent, directly below the torrent's name."""
+    """One file of the torrent."""
 
-    path: str  # a plain file name
-    size: int  # bytes, more than 0: an empty file has no root
-    root: bytes  # BEP 52 `pieces root`
+    path: str  # below the torrent's name; slashes part directories
+    size: int  # bytes
+    root: bytes  # BEP 52 `pieces root`; that of an empty file is not in the torrent
 
 
 def build_info(name: str, piece_length: int, private: bool, files: Sequence[TorrentFile]) -> bytes:
     """The bencoded info dict: what the infohash covers, and all that a v2 client needs to verify every file."""
-    tree = {file.path.encode(): {b"": {b"length": file.size, b"pieces root": file.root}} for file in files}
     info: dict[bytes, Any] = {
-        b"file tree": tree,
+        b"file tree": _file_tree(files),
         b"meta version": 2,
         b"name": name.encode(),
         b"piece length": piece_length,
@@ -47,6 +46,18 @@ def build_info(name: str, piece_length: int, private: bool, files: Sequence[Torr
     if private:
         info[b"private"] = 1  # no DHT, PEX or LSD: peers come from the coordinator alone
     return _bencode(info)
+
+
+def _file_tree(files: Sequence[TorrentFile]) -> dict[bytes, Any]:
+    tree: dict[bytes, Any] = {}
+    for file in files:
+        *directories, name = file.path.encode().split(b"/")
+        node = tree
+        for directory in directories:
+            node = node.setdefault(directory, {})
+        root = {b"pieces root": file.root} if file.size else {}
+        node[name] = {b"": {b"length": file.size, **root}}
+    return tree
 
 
 def infohash(info: bytes) -> str:

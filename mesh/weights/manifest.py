@@ -1,6 +1,7 @@
 """The manifest: the signed list of what a release is.
 
-Holds the model's config, every shard with its content address, the torrent's identity and the licence. Immutable;
+Holds the model's config, every shard with its content address, the torrent's identity and the licence. A release of
+family ``files`` holds plain files, a data set for example: the same without a model. Immutable;
 ``Manifest.parse(m.to_bytes()) == m``, and the bytes of a value are the same on every machine, so
 ``release_id`` (SHA-256 of the bytes) names a release for good.
 
@@ -15,14 +16,17 @@ import re
 from dataclasses import dataclass
 
 from mesh.architecture import LlamaConfig
-from mesh.errors import ManifestInvalid
+from mesh.errors import ManifestInvalid, UsageError
 from mesh.layers import LayerRange
+from mesh.weights.file_paths import check_path, check_tree
 
 MAX_MANIFEST_BYTES = 2 * 1024 * 1024
 MAX_SHARD_BYTES = 1 << 40
 MAX_ARGUMENTS = 32
 MAX_PIECE_BYTES = 128 * 1024 * 1024  # libtorrent's bound
-ROLES = ("layer", "embed", "head", "aux")
+ROLES = ("layer", "embed", "head", "aux", "file")
+FAMILIES = ("llama", "files")
+EMPTY_ROOT = "0" * 64  # of a file without bytes: BEP 52 gives it no root, libtorrent says zeros
 
 _FILE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")  # flat, portable, never a path
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -35,12 +39,15 @@ _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 @dataclass(frozen=True, slots=True)
 class ShardRef:
-    """One shard as the manifest names it. ``root`` is the hex BEP 52 ``pieces root`` of the file's bytes."""
+    """One shard as the manifest names it. ``root`` is the hex BEP 52 ``pieces root`` of the file's bytes.
+
+    A shard of role ``file`` is a plain file, published unchanged: no header of ours is in it.
+    """
 
     role: str
     layer: int | None  # of role "layer" only
-    file: str
-    size: int  # bytes
+    file: str  # a name; of role "file" a relative path with slashes
+    size: int  # bytes; 0 of role "file" only, and its root is then EMPTY_ROOT
     root: str
 
 
@@ -108,10 +115,10 @@ class EncodingRef:
 @dataclass(frozen=True, slots=True)
 class Manifest:
     name: str
-    family: str  # "llama"
-    config: LlamaConfig
-    quantization: str  # the type of most layer weights: "Q4_1", "BF16", …
-    shards: tuple[ShardRef, ...]  # embed, layers in order, head, aux
+    family: str  # "llama", or "files"
+    model: LlamaConfig | None  # None of files
+    quantization: str | None  # the type of most layer weights: "Q4_1", "BF16", …; None of files
+    shards: tuple[ShardRef, ...]  # embed, layers in order, head, aux; of files: by path, aux last
     torrent: TorrentRef
     license: LicenseRef
     provenance: Provenance
@@ -121,6 +128,23 @@ class Manifest:
 
     def __post_init__(self) -> None:
         _check(self)
+
+    @property
+    def is_model(self) -> bool:
+        return self.model is not None
+
+    @property
+    def config(self) -> LlamaConfig:
+        """Raises UsageError for a release of files."""
+        return self.require_model()
+
+    def require_model(self) -> LlamaConfig:
+        """What runs; one line for whoever was given files instead. Raises UsageError."""
+        if self.model is None:
+            raise UsageError(
+                f"release {self.name} holds files, not a model: it can be seeded, pulled and verified, not run"
+            )
+        return self.model
 
     @property
     def release_id(self) -> str:
@@ -163,9 +187,12 @@ class Manifest:
 def _check(m: Manifest) -> None:
     """The rules that tie the fields together; a Manifest that exists obeys them all."""
     _match("name", _MODEL_NAME, m.name)
-    if m.family != "llama":
-        raise ManifestInvalid(f"manifest family {m.family!r}: this version runs 'llama'")
-    _match("quantization", re.compile(r"[A-Z0-9_]{1,20}"), m.quantization)
+    if m.family not in FAMILIES:
+        raise ManifestInvalid(f"manifest family {m.family!r}: this version knows {', '.join(FAMILIES)}")
+    if (m.model is None, m.quantization is None) != (m.family == "files",) * 2:
+        raise ManifestInvalid("manifest: a model has a config and a quantization, files have neither")
+    if m.quantization is not None:
+        _match("quantization", re.compile(r"[A-Z0-9_]{1,20}"), m.quantization)
     _match("created", _TIMESTAMP, m.created)
     if m.expires is not None:
         _match("expires", _TIMESTAMP, m.expires)
@@ -187,41 +214,64 @@ def _check(m: Manifest) -> None:
         if not text.isprintable():  # they end on a terminal; a lone surrogate has no bytes to sign either
             raise ManifestInvalid(f"manifest provenance {what} {text[:80]!r}: expected printable characters")
 
+    if m.model is not None:
+        _check_shards(m.shards, m.model.num_layers)
+    else:
+        _check_files(m.shards)
+    _check_encodings(m)
+
+
+def _check_shards(shards: tuple[ShardRef, ...], num_layers: int) -> None:
     seen: set[tuple[str, int | None]] = set()
     files: set[str] = set()
-    for ref in m.shards:
-        if ref.role not in ROLES:
-            raise ManifestInvalid(f"manifest shard {ref.file!r}: unknown role {ref.role!r}")
-        if (ref.layer is None) == (ref.role == "layer"):
-            raise ManifestInvalid(f"manifest shard {ref.file!r}: role {ref.role} with layer {ref.layer}")
+    for ref in shards:
+        _check_shard(ref)
         if (ref.role, ref.layer) in seen:
             what = ref.role if ref.layer is None else f"layer {ref.layer}"
             raise ManifestInvalid(f"manifest names {what} twice")
         seen.add((ref.role, ref.layer))
-        _match("shard file", _FILE_NAME, ref.file)
         if ref.file in files:
             raise ManifestInvalid(f"manifest names file {ref.file!r} twice")
         files.add(ref.file)
-        _match("shard root", _HEX32, ref.root)
-        if not 0 < ref.size <= MAX_SHARD_BYTES:
-            raise ManifestInvalid(f"manifest shard {ref.file!r}: size {ref.size} is out of bounds")
-    wanted = [
-        ("embed", None),
-        *(("layer", i) for i in range(m.config.num_layers)),
-        ("head", None),
-        ("aux", None),
-    ]
-    if [(ref.role, ref.layer) for ref in m.shards] != wanted:
+    wanted = [("embed", None), *(("layer", i) for i in range(num_layers)), ("head", None), ("aux", None)]
+    if [(ref.role, ref.layer) for ref in shards] != wanted:
         missing = next((w for w in wanted if w not in seen), None)
         detail = (
             "shards out of order"
             if missing is None
             else f"no shard for {missing[0]} {missing[1] or ''}".strip()
         )
-        raise ManifestInvalid(
-            f"manifest: {detail}; expected embed, layers 0 to {m.config.num_layers - 1}, head, aux"
-        )
-    _check_encodings(m)
+        raise ManifestInvalid(f"manifest: {detail}; expected embed, layers 0 to {num_layers - 1}, head, aux")
+
+
+def _check_files(shards: tuple[ShardRef, ...]) -> None:
+    for ref in shards:
+        _check_shard(ref)
+    paths = [ref.file for ref in shards[:-1]]
+    if not paths or paths != sorted(paths) or [ref.role for ref in shards] != ["file"] * len(paths) + ["aux"]:
+        raise ManifestInvalid("manifest: expected one file at least, in the order of their paths, then aux")
+    try:
+        check_tree(ref.file for ref in shards)
+    except ValueError as exc:
+        raise ManifestInvalid(f"manifest files: {exc}") from exc
+
+
+def _check_shard(ref: ShardRef) -> None:
+    if ref.role not in ROLES:
+        raise ManifestInvalid(f"manifest shard {ref.file!r}: unknown role {ref.role!r}")
+    if (ref.layer is None) == (ref.role == "layer"):
+        raise ManifestInvalid(f"manifest shard {ref.file!r}: role {ref.role} with layer {ref.layer}")
+    if ref.role == "file":
+        try:
+            check_path(ref.file)
+        except ValueError as exc:
+            raise ManifestInvalid(f"manifest file {ref.file[:80]!r}: {exc}") from exc
+    else:
+        _match("shard file", _FILE_NAME, ref.file)
+    _match("shard root", _HEX32, ref.root)
+    smallest = 0 if ref.role == "file" else 1
+    if not smallest <= ref.size <= MAX_SHARD_BYTES or (ref.size == 0 and ref.root != EMPTY_ROOT):
+        raise ManifestInvalid(f"manifest shard {ref.file!r}: size {ref.size} is out of bounds")
 
 
 def _check_torrent(torrent: TorrentRef) -> None:

@@ -35,8 +35,6 @@ def write(manifest: Manifest) -> bytes:
             "schema": SCHEMA,
             "name": manifest.name,
             "family": manifest.family,
-            "config": manifest.config.to_json(),
-            "quantization": manifest.quantization,
             "shards": [
                 {"role": s.role, "layer": s.layer, "file": s.file, "size": s.size, "root": s.root}
                 for s in manifest.shards
@@ -56,6 +54,8 @@ def write(manifest: Manifest) -> bytes:
             },
             "created": manifest.created,
             **_present(
+                config=manifest.model and manifest.model.to_json(),
+                quantization=manifest.quantization,
                 expires=manifest.expires,
                 encodings=[_encoding_json(encoding) for encoding in manifest.encodings] or None,
             ),
@@ -75,8 +75,8 @@ def read(data: bytes) -> Manifest:
         manifest = Manifest(
             name=top.text("name"),
             family=top.text("family"),
-            config=LlamaConfig.from_json(top.take("config")),
-            quantization=top.text("quantization"),
+            model=LlamaConfig.from_json(top.take("config")) if "config" in top else None,
+            quantization=top.optional_text("quantization"),
             shards=tuple(_shards(top)),
             torrent=_torrent(top.object("torrent")),
             license=_license(top.object("license")),

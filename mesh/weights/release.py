@@ -2,7 +2,8 @@
 
     DIR/manifest.dsse.json     the signed manifest
     DIR/release.torrent        a BitTorrent v2 .torrent
-    DIR/<torrent name>/        the shards, so that DIR is what a BitTorrent client calls the save path
+    DIR/<torrent name>/        the shards (of a release of files: the files in their directories), so that DIR is what a
+                               BitTorrent client calls the save path
 
 Opening checks the signature; ``verify_shards`` checks every byte. Knows nothing of BitTorrent: whoever uses the
 .torrent checks it against the manifest first (``mesh.swarm.metainfo.check_torrent``).
@@ -68,7 +69,7 @@ def verify_shards(
     for ref in manifest.shards:
         try:
             header = check_shard(release.shard_path(ref), ref, on_bytes)
-            if header.license_digest != manifest.license.text_digest:
+            if header is not None and header.license_digest != manifest.license.text_digest:
                 raise ShardCorrupt(
                     ref.file,
                     f"license {manifest.license.text_digest}",

@@ -21,7 +21,7 @@ from pathlib import Path
 from mesh.errors import NotFound, ShardCorrupt
 from mesh.weights import tensor_file
 from mesh.weights.disk import naming_full_disk
-from mesh.weights.manifest import ShardRef
+from mesh.weights.manifest import EMPTY_ROOT, ShardRef
 from mesh.weights.merkle import RootHasher
 from mesh.weights.tensor_file import ShardHeader, TensorInfo
 from mesh.weights.tensor_types import num_bytes
@@ -121,8 +121,13 @@ def read_shard(path: Path, ref: ShardRef) -> Shard:
     )
 
 
-def check_shard(path: Path, ref: ShardRef, on_bytes: Callable[[int], None] = lambda _: None) -> ShardHeader:
-    """The checks of ``read_shard`` without keeping the bytes. Raises NotFound or ShardCorrupt."""
+def check_shard(
+    path: Path, ref: ShardRef, on_bytes: Callable[[int], None] = lambda _: None
+) -> ShardHeader | None:
+    """The checks of ``read_shard`` without keeping the bytes. Raises NotFound or ShardCorrupt.
+
+    None for a plain file: it has no header, its root is all there is to check.
+    """
     with _open_sized(path, ref) as file:
         hasher, start = RootHasher(), bytearray()
         buffer = memoryview(bytearray(CHUNK_BYTES))
@@ -133,6 +138,9 @@ def check_shard(path: Path, ref: ShardRef, on_bytes: Callable[[int], None] = lam
             on_bytes(read)
             if hasher.size > ref.size:  # it grew under our hands
                 break
+    if ref.role == "file":
+        _check_root(hasher, ref)
+        return None
     return _header(bytes(start), hasher, ref)
 
 
@@ -149,11 +157,15 @@ def _open_sized(path: Path, ref: ShardRef) -> FileIO:
     return file
 
 
-def _header(start: bytes, hasher: RootHasher, ref: ShardRef) -> ShardHeader:
+def _check_root(hasher: RootHasher, ref: ShardRef) -> None:
     if hasher.size != ref.size:
         raise ShardCorrupt(ref.file, f"{ref.size} bytes", f"{hasher.size} bytes")
-    if (root := hasher.root().hex()) != ref.root:
+    if (root := hasher.root().hex() if hasher.size else EMPTY_ROOT) != ref.root:
         raise ShardCorrupt(ref.file, f"root {ref.root}", f"root {root}")
+
+
+def _header(start: bytes, hasher: RootHasher, ref: ShardRef) -> ShardHeader:
+    _check_root(hasher, ref)
     # From here on these are the bytes the publisher signed; they may still not be a shard.
     try:
         length = tensor_file.header_length(start[:8], ref.size)

@@ -11,7 +11,11 @@ from pathlib import Path
 
 from mesh.weights import tensor_file
 from mesh.weights.signing import PrivateKey, TrustRoot, sign_manifest
-from tests.mesh.weights.example_manifest import example_full_manifest, example_manifest
+from tests.mesh.weights.example_manifest import (
+    example_files_manifest,
+    example_full_manifest,
+    example_manifest,
+)
 
 DIRECTORY = Path(__file__).parent
 
@@ -35,6 +39,7 @@ def golden_files() -> dict[str, bytes]:
         "shard-header-v1.bin": header,
         "manifest-v1.json": manifest.to_bytes(),
         "manifest-full-v1.json": example_full_manifest().to_bytes(),
+        "manifest-files-v1.json": example_files_manifest().to_bytes(),
         "manifest-v1.dsse.json": sign_manifest(manifest, key),
         "trust-v1.json": TrustRoot.of(key.public).to_bytes(),
     }

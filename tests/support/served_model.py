@@ -84,7 +84,7 @@ def _manifest(name: str, context_length: int) -> Manifest:
     return Manifest(
         name=name,
         family="llama",
-        config=_config(context_length),
+        model=_config(context_length),
         quantization="F32",
         shards=tuple(
             ShardRef(role, layer, f"{role}-{layer}.safetensors".lower(), 1000 + index, f"{index:064x}")

@@ -60,7 +60,7 @@ def write_release(
     manifest = Manifest(
         name=name,
         family="llama",
-        config=_config(len(sizes) - 3),
+        model=_config(len(sizes) - 3),
         quantization="F32",
         shards=tuple(refs),
         torrent=TorrentRef(name, piece_length, private, infohash(info)),

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from mesh.architecture import LlamaConfig, RopeConfig
 from mesh.weights.manifest import (
+    EMPTY_ROOT,
     EncodedShard,
     EncodingRef,
     HybridRef,
@@ -49,7 +50,7 @@ def example_manifest(name: str = "tiny-model") -> Manifest:
     return Manifest(
         name=name,
         family="llama",
-        config=CONFIG,
+        model=CONFIG,
         quantization="Q4_1",
         shards=shards,
         torrent=TorrentRef(name, 4 * 1024 * 1024, True, hashlib.sha256(b"info").hexdigest()),
@@ -57,6 +58,20 @@ def example_manifest(name: str = "tiny-model") -> Manifest:
         provenance=Provenance("tiny.gguf", hashlib.sha256(b"source").hexdigest(), "llama-mesh 0.1.0"),
         created="2026-01-02T03:04:05Z",
     )
+
+
+def example_files_manifest() -> Manifest:
+    """A data set: a file in a directory, one at the top, one without bytes, and the licence beside them."""
+    plain = example_manifest("tiny-data")
+    shards = tuple(
+        ShardRef("file", None, path, size, hashlib.sha256(path.encode()).hexdigest() if size else EMPTY_ROOT)
+        for path, size in (("README.md", 5), ("data/_SUCCESS", 0), ("data/é 1.jsonl.zst", 70000))
+    )
+    aux = replace(plain.shard("aux"), file="release-aux.safetensors")
+    return replace(
+        plain, family="files", model=None, quantization=None, shards=(*shards, aux),
+        provenance=replace(plain.provenance, source="tiny-data"),
+    )  # fmt: skip
 
 
 def example_full_manifest() -> Manifest:

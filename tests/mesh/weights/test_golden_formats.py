@@ -8,7 +8,11 @@ from mesh.weights import tensor_file
 from mesh.weights.manifest import Manifest
 from mesh.weights.signing import TrustRoot, open_manifest
 from tests.golden.make_golden import DIRECTORY, golden_files
-from tests.mesh.weights.example_manifest import example_full_manifest, example_manifest
+from tests.mesh.weights.example_manifest import (
+    example_files_manifest,
+    example_full_manifest,
+    example_manifest,
+)
 
 
 @pytest.mark.parametrize("name", sorted(golden_files()))
@@ -22,6 +26,7 @@ def test_what_was_always_written_is_read_today() -> None:
     assert open_manifest((DIRECTORY / "manifest-v1.dsse.json").read_bytes(), trust) == manifest
     assert Manifest.parse((DIRECTORY / "manifest-v1.json").read_bytes()) == manifest
     assert Manifest.parse((DIRECTORY / "manifest-full-v1.json").read_bytes()) == example_full_manifest()
+    assert Manifest.parse((DIRECTORY / "manifest-files-v1.json").read_bytes()) == example_files_manifest()
     header = (DIRECTORY / "shard-header-v1.bin").read_bytes()
     data_bytes = 64 * 256 // 256 * 210 + 96 * 64 * 2 + 64 * 64 // 32 * 20 + 32 * 64 // 32 * 20 + 64 * 4
     parsed = tensor_file.parse(header, len(header) + data_bytes)
