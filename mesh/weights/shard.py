@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from typing import Protocol
 
 from mesh.errors import NotFound, ShardCorrupt
 from mesh.weights import tensor_file
 from mesh.weights.disk import naming_full_disk
-from mesh.weights.manifest import EMPTY_ROOT, ShardRef
+from mesh.weights.manifest import EMPTY_ROOT, EncodedShard, ShardRef
 from mesh.weights.merkle import RootHasher
 from mesh.weights.tensor_file import ShardHeader, TensorInfo
 from mesh.weights.tensor_types import num_bytes
@@ -46,6 +47,14 @@ class TensorSource:
     def of_bytes(cls, name: str, data: bytes) -> TensorSource:
         """A small file as a U8 tensor."""
         return cls(name, "U8", (len(data),), lambda: iter((data,)))
+
+
+class Follower(Protocol):
+    """Whoever wants to see a shard's bytes while they are written."""
+
+    def begin(self, header: ShardHeader) -> None: ...
+
+    def update(self, data: bytes | memoryview) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +89,11 @@ def write_shard(
     tensors: Iterable[TensorSource],
     license_digest: str,
     on_bytes: Callable[[int], None] = lambda _: None,
+    follower: Follower | None = None,
 ) -> WrittenShard:
     """Write a new file, bounded by one chunk of one tensor, and return its address.
+
+    ``follower`` is told the header and then every byte of the file, so that nobody has to read it again.
 
     Raises FileExistsError, NotEnoughDisk. A failure may leave a part of the file: the caller owns the directory.
     """
@@ -90,13 +102,20 @@ def write_shard(
         role, layer, license_digest, [(source.name, source.type, source.shape) for source in sources.values()]
     )
     hasher = RootHasher()
+    if follower is not None:
+        follower.begin(header)
     with naming_full_disk(path), path.open("xb") as file:
-        file.write(header_data)
-        hasher.update(header_data)
+
+        def write(chunk: bytes | memoryview) -> None:
+            file.write(chunk)
+            hasher.update(chunk)
+            if follower is not None:
+                follower.update(chunk)
+
+        write(header_data)
         for info in header.tensors.values():
             for chunk in sources[info.name].chunks():
-                file.write(chunk)
-                hasher.update(chunk)
+                write(chunk)
                 on_bytes(len(chunk))
             expected = header.header_bytes + info.offset + info.nbytes
             assert hasher.size == expected, f"{info.name} gave {hasher.size - expected} bytes too many"
@@ -105,7 +124,7 @@ def write_shard(
 
 def read_shard(path: Path, ref: ShardRef) -> Shard:
     """The whole shard in memory, verified. Raises NotFound or ShardCorrupt."""
-    with _open_sized(path, ref) as file:
+    with open_sized(path, ref) as file:
         # Anonymous pages: not zeroed by us, aligned for any element type, given back as soon as the last view goes.
         memory = memoryview(mmap.mmap(-1, ref.size))
         hasher, at = RootHasher(), 0
@@ -128,7 +147,7 @@ def check_shard(
 
     None for a plain file: it has no header, its root is all there is to check.
     """
-    with _open_sized(path, ref) as file:
+    with open_sized(path, ref) as file:
         hasher, start = RootHasher(), bytearray()
         buffer = memoryview(bytearray(CHUNK_BYTES))
         while read := file.readinto(buffer):
@@ -144,7 +163,28 @@ def check_shard(
     return _header(bytes(start), hasher, ref)
 
 
-def _open_sized(path: Path, ref: ShardRef) -> FileIO:
+class StreamedShard:
+    """A shard that comes as a stream: hashed as it passes, refused at its first byte too many.
+
+    ``finish`` makes the checks of ``check_shard``.
+    """
+
+    def __init__(self, ref: ShardRef) -> None:
+        self._ref, self._hasher, self._start = ref, RootHasher(), bytearray()
+
+    def update(self, data: bytes | memoryview) -> None:
+        if self._hasher.size + len(data) > self._ref.size:
+            raise ShardCorrupt(self._ref.file, f"{self._ref.size} bytes", "more")
+        self._hasher.update(data)
+        if len(self._start) < (needed := tensor_file.MAX_HEADER_BYTES + 8):
+            self._start += data[: needed - len(self._start)]
+
+    def finish(self) -> ShardHeader:
+        """Raises ShardCorrupt unless what passed is ``ref``."""
+        return _header(bytes(self._start), self._hasher, self._ref)
+
+
+def open_sized(path: Path, ref: ShardRef | EncodedShard) -> FileIO:
     """Size before content: a file of another size is refused unread."""
     if not path.is_file():  # a device or pipe would be waited for
         raise NotFound(f"shard {ref.file}: {path} does not exist; fetch it first")
