@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -19,11 +19,12 @@ from coordinator.api import create_app
 from coordinator.availability import Availability
 from coordinator.config import CoordinatorConfig
 from coordinator.data_directory import Listening, write_listening
+from coordinator.generation_service import GenerationService
 from coordinator.join_tokens import create_token
 from coordinator.journal import Journal
 from coordinator.membership import Membership
 from coordinator.pipeline import Pipeline
-from coordinator.servers import serving_clients, serving_nodes
+from coordinator.servers import serving_clients, serving_grpc
 from coordinator.service import CoordinatorService, OfferedRelease
 from coordinator.serving import ServedModel
 from coordinator.state import StateStore, open_state
@@ -94,15 +95,21 @@ async def _serve(
         availability.stop()
         await pipeline.close()
 
-    async with (
-        _remembering(config) as state,
-        serving_nodes(config.grpc, CoordinatorService(_offered(verified), membership, state, clock)) as nodes,
-        serving_clients(
-            config.http,
-            create_app({model.name: model}, availability.health, Callers(state, clock)),
-            end_answers,
-        ) as (clients, http),
-    ):
+    models = {model.name: model}
+    async with AsyncExitStack() as stack:
+        state = await stack.enter_async_context(_remembering(config))
+        callers = Callers(state, clock)
+        nodes = await stack.enter_async_context(
+            serving_grpc(
+                config.grpc,
+                CoordinatorService(_offered(verified), membership, state, clock),
+                GenerationService(models, availability.health, callers),
+                availability.health,
+            )
+        )
+        app = create_app(models, availability.health, callers)
+        clients, http = await stack.enter_async_context(serving_clients(config.http, app, end_answers))
+
         listening = Listening(
             http=format_endpoint(*config.reachable(clients)),
             grpc=format_endpoint(*config.reachable(nodes)),

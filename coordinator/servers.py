@@ -13,28 +13,47 @@ from contextlib import asynccontextmanager
 
 import grpc.aio
 import uvicorn
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
 from starlette.types import ASGIApp
 
+from coordinator.grpc_health import keep_true
+from coordinator.serving import MeshHealth
 from coordinator.topology import Endpoint
-from mesh.wire import coordinator_pb2_grpc
+from mesh.wire import coordinator_pb2, coordinator_pb2_grpc, generation_pb2, generation_pb2_grpc
 from mesh.wire.channel import bind_server, listening_socket, server_options
 
 HTTP_STOP_SECONDS = 3  # for answers that were just told of the end; then their connections are cut
 GRPC_STOP_SECONDS = 1.0
+SERVICES = (  # as reflection tells them
+    coordinator_pb2.DESCRIPTOR.services_by_name["Coordinator"].full_name,
+    generation_pb2.DESCRIPTOR.services_by_name["Generation"].full_name,
+    health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+)
 
 
 @asynccontextmanager
-async def serving_nodes(
-    endpoint: Endpoint, service: coordinator_pb2_grpc.CoordinatorServicer
+async def serving_grpc(
+    endpoint: Endpoint,
+    nodes: coordinator_pb2_grpc.CoordinatorServicer,
+    generation: generation_pb2_grpc.GenerationServicer,
+    health: Callable[[], MeshHealth],
 ) -> AsyncIterator[Endpoint]:
-    """The gRPC side. Raises MeshError if it cannot listen there."""
+    """The gRPC side, for nodes and for clients; says of itself what it serves. Raises MeshError if it cannot listen."""
     server = grpc.aio.server(options=server_options())
-    coordinator_pb2_grpc.add_CoordinatorServicer_to_server(service, server)
+    coordinator_pb2_grpc.add_CoordinatorServicer_to_server(nodes, server)
+    generation_pb2_grpc.add_GenerationServicer_to_server(generation, server)
+    servicer = health_aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME), server)
     port = bind_server(server, endpoint, flag="--grpc")
     await server.start()
+    watching = asyncio.create_task(keep_true(servicer, health), name="grpc health")
     try:
         yield endpoint[0], port
     finally:
+        watching.cancel()
         await server.stop(GRPC_STOP_SECONDS)
 
 

@@ -67,6 +67,20 @@ class Callers:
             known = self._known[record.digest] = Caller(record.key_id, record, meter)
         return known
 
+    def begin(self, caller: Caller, scope: Scope, *, is_stream: bool) -> None:
+        """Take one request from the caller's quota, and a stream if it is one: ``meter.end_stream`` gives that back.
+
+        Raises RequestRefused: 403 for a scope that the key does not have, 429 where its share is used up.
+        """
+        if not caller.may(scope):
+            raise RequestRefused(
+                f"the API key {caller.key_id} may not {scope}; ask the operator for one that may",
+                status=403,
+                code="insufficient_scope",
+            )
+        if exceeded := caller.meter.begin_request(self.clock.monotonic(), is_stream=is_stream):
+            raise refusal(exceeded)
+
     async def _refresh(self) -> None:
         now = self.clock.monotonic()
         if now - self._read_at < KEYS_FRESH_SECONDS:
@@ -75,6 +89,16 @@ class Callers:
         self._records = await self._source.keys()
         digests = {record.digest for record in self._records}
         self._known = {digest: caller for digest, caller in self._known.items() if digest in digests}
+
+
+def bearer_key(authorization: str | None) -> str | None:
+    """The key of an ``Authorization: Bearer KEY``, RFC 6750. Raises NotAuthorised for another scheme."""
+    if authorization is None:
+        return None
+    scheme, _, key = authorization.partition(" ")
+    if scheme.lower() != "bearer":
+        raise NotAuthorised("the Authorization header is not of the form: Bearer KEY")
+    return key.strip()
 
 
 class NoKeys:

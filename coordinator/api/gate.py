@@ -14,9 +14,9 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from coordinator.access.api_keys import Scope as KeyScope
-from coordinator.access.callers import Caller, Callers, refusal
+from coordinator.access.callers import Caller, Callers, bearer_key
 from coordinator.api.errors import describe
-from mesh.errors import MeshError, NotAuthorised, RequestRefused
+from mesh.errors import MeshError
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ class Gate:
         is_stream = scope["method"] == "POST" and scope["path"] in GENERATING_PATHS
         try:
             caller = await self._callers.identify(_key(Headers(scope=scope)))
-            _check_scope(caller, KeyScope.GENERATE if is_stream else KeyScope.INSPECT)
-            self._begin(caller, is_stream)
+            scope_needed = KeyScope.GENERATE if is_stream else KeyScope.INSPECT
+            self._callers.begin(caller, scope_needed, is_stream=is_stream)
         except MeshError as exc:
             await self._refuse(exc, scope, receive, send)
             return
@@ -55,10 +55,6 @@ class Gate:
         finally:
             if is_stream:
                 caller.meter.end_stream()
-
-    def _begin(self, caller: Caller, is_stream: bool) -> None:
-        if exceeded := caller.meter.begin_request(self._clock.monotonic(), is_stream=is_stream):
-            raise refusal(exceeded)
 
     def _tell_limits(self, caller: Caller, headers: MutableHeaders) -> None:
         for name, level in caller.meter.levels(self._clock.monotonic()).items():
@@ -82,20 +78,4 @@ class Gate:
 
 def _key(headers: Headers) -> str | None:
     """As OpenAI's clients send it, or Anthropic's. Raises NotAuthorised for another scheme."""
-    if (key := headers.get("x-api-key")) is not None:
-        return key
-    if (authorization := headers.get("authorization")) is None:
-        return None
-    scheme, _, key = authorization.partition(" ")
-    if scheme.lower() != "bearer":
-        raise NotAuthorised("the Authorization header is not of the form: Bearer KEY")
-    return key.strip()
-
-
-def _check_scope(caller: Caller, scope: KeyScope) -> None:
-    if not caller.may(scope):
-        raise RequestRefused(
-            f"the API key {caller.key_id} may not {scope}; ask the operator for one that may",
-            status=403,
-            code="insufficient_scope",
-        )
+    return headers.get("x-api-key") or bearer_key(headers.get("authorization"))

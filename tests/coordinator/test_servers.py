@@ -8,12 +8,13 @@ import socket
 import httpx
 import pytest
 
-from coordinator.servers import serving_clients, serving_nodes
+from coordinator.servers import serving_clients, serving_grpc
 from coordinator.token_pipeline import PipelineLost
 from mesh.errors import MeshError
-from mesh.wire import coordinator_pb2_grpc
+from mesh.wire import coordinator_pb2_grpc, generation_pb2_grpc
 from tests.support.api_client import app_for, chat
 from tests.support.fake_pipeline import FakePipeline
+from tests.support.served_model import health
 
 LOOPBACK = ("127.0.0.1", 0)
 
@@ -60,7 +61,7 @@ async def test_a_port_in_use_is_refused_naming_the_address_and_the_flag(flag: st
         host, port = taken.getsockname()
         service = coordinator_pb2_grpc.CoordinatorServicer()
         door = (
-            serving_nodes((host, port), service)
+            serving_grpc((host, port), service, generation_pb2_grpc.GenerationServicer(), lambda: health(1))
             if flag == "--grpc"
             else serving_clients((host, port), app_for(FakePipeline(b"")), end_answers)
         )
