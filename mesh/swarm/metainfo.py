@@ -19,7 +19,7 @@ from typing import Any
 import libtorrent as lt
 
 from mesh.errors import TorrentMismatch
-from mesh.weights.manifest import Manifest
+from mesh.weights.manifest import Manifest, TorrentRef
 from mesh.weights.merkle import BLOCK_BYTES, HASH_BYTES
 
 # Room for keys that ought not to be there, so that the refusal can name them instead of a size.
@@ -72,11 +72,14 @@ def build_torrent(info: bytes, piece_layers: Mapping[bytes, bytes]) -> bytes:
     return b"d4:info" + info + b"12:piece layers" + _bencode(layers) + b"e"
 
 
+def files_of(manifest: Manifest) -> list[TorrentFile]:
+    return [TorrentFile(ref.file, ref.size, bytes.fromhex(ref.root)) for ref in manifest.shards]
+
+
 def info_of(manifest: Manifest) -> bytes:
     """The info dict that a manifest implies."""
-    files = [TorrentFile(ref.file, ref.size, bytes.fromhex(ref.root)) for ref in manifest.shards]
     torrent = manifest.torrent
-    return build_info(torrent.name, torrent.piece_length, torrent.private, files)
+    return build_info(torrent.name, torrent.piece_length, torrent.private, files_of(manifest))
 
 
 def check_torrent(torrent: bytes, manifest: Manifest) -> None:
@@ -84,40 +87,45 @@ def check_torrent(torrent: bytes, manifest: Manifest) -> None:
 
     Raises TorrentMismatch; never anything else, whatever the bytes.
     """
+    check_metainfo(torrent, manifest.torrent, files_of(manifest), manifest.name)
+
+
+def check_metainfo(torrent: bytes, ref: TorrentRef, files: Sequence[TorrentFile], release: str) -> None:
+    """``check_torrent`` for any torrent that a manifest signs: ``ref`` over exactly ``files``."""
     # (1) The manifest agrees with itself: the signed infohash is that of the signed shard list.
-    info = info_of(manifest)
-    if (implied := infohash(info)) != manifest.torrent.infohash:
+    info = build_info(ref.name, ref.piece_length, ref.private, files)
+    if (implied := infohash(info)) != ref.infohash:
         raise TorrentMismatch(
-            f"manifest {manifest.name}: its shards make infohash {implied}, it says {manifest.torrent.infohash};"
+            f"manifest {release}: its shards make infohash {implied}, it says {ref.infohash};"
             " ask the publisher for a new release"
         )
 
     # (2) Size before content.
-    lengths = _layer_lengths(manifest)
+    lengths = _layer_lengths(files, ref.piece_length)
     limit = len(build_torrent(info, {root: bytes(length) for root, length in lengths.items()})) + _SLACK_BYTES
     if len(torrent) > limit:
-        raise TorrentMismatch(f"torrent of {manifest.name}: {len(torrent)} bytes, at most {limit} expected")
+        raise TorrentMismatch(f"torrent of {release}: {len(torrent)} bytes, at most {limit} expected")
 
     # (3) Bencoding, in its one canonical spelling: no duplicate keys, nothing behind the end.
     try:
         top: Any = lt.bdecode(torrent)  # bounded in depth by libtorrent
         canonical = isinstance(top, dict) and _bencode(top) == torrent
     except (RuntimeError, ValueError, TypeError) as exc:
-        raise TorrentMismatch(f"torrent of {manifest.name} is not bencoded: {exc}") from exc
+        raise TorrentMismatch(f"torrent of {release} is not bencoded: {exc}") from exc
     if not canonical:
-        raise TorrentMismatch(f"torrent of {manifest.name} is not one canonically bencoded dictionary")
+        raise TorrentMismatch(f"torrent of {release} is not one canonically bencoded dictionary")
 
     # (4) No key that could send libtorrent anywhere: no tracker, web seed, DHT node or certificate.
     if extra := sorted(top.keys() - {b"info", b"piece layers"}):
         raise TorrentMismatch(
-            f"torrent of {manifest.name} has the key {extra[0][:40]!r}; only 'info' and 'piece layers' are allowed"
+            f"torrent of {release} has the key {extra[0][:40]!r}; only 'info' and 'piece layers' are allowed"
         )
 
     # (5) The info dict is the manifest's, byte for byte.
     found = top.get(b"info")
     if not isinstance(found, dict) or _bencode(found) != info:
         raise TorrentMismatch(
-            f"torrent of {manifest.name} names other files than its manifest (infohash {implied} expected);"
+            f"torrent of {release} names other files than its manifest (infohash {implied} expected);"
             " use the release.torrent that was published with it"
         )
 
@@ -125,25 +133,21 @@ def check_torrent(torrent: bytes, manifest: Manifest) -> None:
     layers = top.get(b"piece layers")
     if not isinstance(layers, dict) or layers.keys() != lengths.keys():
         raise TorrentMismatch(
-            f"torrent of {manifest.name}: its piece layers are not those of the manifest's shards"
+            f"torrent of {release}: its piece layers are not those of the manifest's shards"
         )
-    for ref in manifest.shards:
-        root = bytes.fromhex(ref.root)
-        if root in lengths and not _is_layer_of(
-            layers[root], lengths[root], root, manifest.torrent.piece_length
+    for file in files:
+        if file.root in lengths and not _is_layer_of(
+            layers[file.root], lengths[file.root], file.root, ref.piece_length
         ):
             raise TorrentMismatch(
-                f"torrent of {manifest.name}: the piece layer of {ref.file} is not under its root"
+                f"torrent of {release}: the piece layer of {file.path} is not under its root"
             )
 
 
-def _layer_lengths(manifest: Manifest) -> dict[bytes, int]:
+def _layer_lengths(files: Sequence[TorrentFile], piece_length: int) -> dict[bytes, int]:
     """Bytes of the piece layer by root, for the files that have one: those larger than a piece."""
-    piece_length = manifest.torrent.piece_length
     return {
-        bytes.fromhex(ref.root): HASH_BYTES * -(-ref.size // piece_length)
-        for ref in manifest.shards
-        if ref.size > piece_length
+        file.root: HASH_BYTES * -(-file.size // piece_length) for file in files if file.size > piece_length
     }
 
 
