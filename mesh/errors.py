@@ -11,7 +11,9 @@
     │   ├── SignatureInvalid          the signature does not fit the bytes
     │   ├── UnknownKey                signed by a key that is not trusted here
     │   ├── ShardCorrupt              a shard's bytes do not hash to its address
-    │   └── TorrentMismatch           a torrent that differs from its manifest
+    │   ├── TorrentMismatch           a torrent that differs from its manifest
+    │   └── CatalogRefused            the catalog breaks a rule of TUF: who signed, how many, which version
+    │       └── CatalogExpired            nobody renewed it in time, or somebody holds back what is newer
     ├── LicenseRefused            5   licence or policy forbids it
     ├── Unreachable               6   a peer does not answer
     ├── NotEnoughMemory           7   the machine is too small for it
@@ -75,6 +77,14 @@ class ShardCorrupt(IntegrityError):
 
 
 class TorrentMismatch(IntegrityError):
+    pass
+
+
+class CatalogRefused(IntegrityError):
+    pass
+
+
+class CatalogExpired(CatalogRefused):
     pass
 
 
