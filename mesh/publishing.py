@@ -16,7 +16,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,13 +24,15 @@ from mesh import __version__, strict_json
 from mesh.errors import ManifestInvalid, NotEnoughDisk, NotFound, UsageError
 from mesh.sizes import format_size
 from mesh.swarm import metainfo
+from mesh.swarm.twins import encoding_of, twin_torrent
 from mesh.weights.checkpoint import Checkpoint, open_checkpoint
 from mesh.weights.disk import naming_full_disk
+from mesh.weights.encoding import SUFFIX, TwinWriter, twin_file
 from mesh.weights.layout import Place
 from mesh.weights.license_text import resolve_license
-from mesh.weights.manifest import LicenseRef, Manifest, Provenance, ShardRef, TorrentRef
+from mesh.weights.manifest import EncodedShard, LicenseRef, Manifest, Provenance, ShardRef, TorrentRef
 from mesh.weights.quantize import quantized
-from mesh.weights.release import MANIFEST_FILE, TORRENT_FILE
+from mesh.weights.release import MANIFEST_FILE, TORRENT_FILE, TWIN_TORRENT_FILE
 from mesh.weights.shard import TensorSource, WrittenShard, write_shard
 from mesh.weights.signing import PrivateKey, sign_manifest
 
@@ -48,10 +50,12 @@ def pack_release(
     name: str | None = None,
     created: str | None = None,
     quantize: str | None = None,
+    encode: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Manifest:
     """Write the release to ``out``, a directory that does not exist or is empty.
 
+    With ``encode`` shards also get twins for slow links where those save something (``mesh.weights.encoding``).
     ``license_text`` may be None for a bundled license or one that lies beside the weights. ``created`` is RFC 3339 in
     UTC; else SOURCE_DATE_EPOCH, else now. ``quantize`` is one of ``quantize.KINDS``; the manifest says so. Raises UsageError, CheckpointUnsupported, NotFound, NotEnoughDisk;
     whatever is raised, nothing is left behind.
@@ -68,14 +72,17 @@ def pack_release(
         license_text=text,
         created=created if created is not None else creation_time(os.environ, time.time()),
         tool=f"llama-mesh {__version__}" + (f" pack --quantize {quantize}" if quantize is not None else ""),
+        encode=encode,
     )
     draft.check()
     count = _counter(progress, checkpoint.source_bytes + checkpoint.weight_bytes)
-    with _replacing(out, checkpoint.weight_bytes) as directory:
-        written = _write_shards(draft, directory, count)
-        manifest = draft.manifest(list(written), checkpoint.source_digest(count))
+    with _replacing(out, checkpoint.weight_bytes * (2 if encode else 1)) as directory:
+        written, twins = _write_shards(draft, directory, count)
+        manifest = draft.manifest(list(written), checkpoint.source_digest(count), list(twins))
         layers = {shard.root: shard.piece_layer(PIECE_LENGTH) for shard in written.values()}
         _write(directory / TORRENT_FILE, metainfo.build_torrent(metainfo.info_of(manifest), layers))
+        for encoding in manifest.encodings:
+            _write(directory / TWIN_TORRENT_FILE, twin_torrent(encoding, twins))
         _write(directory / MANIFEST_FILE, sign_manifest(manifest, key))
     return manifest
 
@@ -90,6 +97,7 @@ class Draft:
     license_text: bytes
     created: str
     tool: str  # with the arguments that changed the weights
+    encode: bool
 
     def places(self) -> Iterator[tuple[Place, tuple[TensorSource, ...]]]:
         """What goes into each shard, in the manifest's order."""
@@ -101,7 +109,9 @@ class Draft:
         }
         yield ("aux", None), tuple(TensorSource.of_bytes(name, data) for name, data in files.items())
 
-    def manifest(self, shards: Sequence[ShardRef], source_digest: str) -> Manifest:
+    def manifest(
+        self, shards: Sequence[ShardRef], source_digest: str, twins: Sequence[EncodedShard] = ()
+    ) -> Manifest:
         files = [metainfo.TorrentFile(ref.file, ref.size, bytes.fromhex(ref.root)) for ref in shards]
         info = metainfo.build_info(self.name, PIECE_LENGTH, True, files)
         return Manifest(
@@ -114,13 +124,15 @@ class Draft:
             license=self.license,
             provenance=Provenance(self.checkpoint.source.name, source_digest, self.tool),
             created=self.created,
+            encodings=(encoding_of(self.name, PIECE_LENGTH, True, twins),) if twins else (),
         )
 
     def check(self) -> None:
         """Find a name, license id or time that breaks a rule now, not after hours of writing. Raises UsageError."""
         shards = [ShardRef(*place, shard_file(place), 1, "0" * 64) for place, _ in self.places()]
+        twins = [EncodedShard(ref.file, twin_file(ref.file), 1, "0" * 64) for ref in shards]
         try:
-            self.manifest(shards, "0" * 64)
+            self.manifest(shards, "0" * 64, twins if self.encode else ())
         except ManifestInvalid as exc:
             raise UsageError(str(exc)) from exc
 
@@ -141,15 +153,26 @@ def creation_time(environment: Mapping[str, str], now: float) -> str:
 
 def _write_shards(
     draft: Draft, directory: Path, count: Callable[[int], None]
-) -> dict[ShardRef, WrittenShard]:
-    shards = directory / draft.name
+) -> tuple[dict[ShardRef, WrittenShard], dict[EncodedShard, WrittenShard]]:
+    """Every shard, and the twins of those that gain by one."""
+    shards, twins = directory / draft.name, directory / (draft.name + SUFFIX)
     shards.mkdir()
-    written = {}
+    if draft.encode:
+        twins.mkdir()
+    written: dict[ShardRef, WrittenShard] = {}
+    encoded: dict[EncodedShard, WrittenShard] = {}
     for (role, layer), sources in draft.places():
         file = shard_file((role, layer))
-        shard = write_shard(shards / file, role, layer, sources, draft.license.text_digest, count)
+        with TwinWriter(twins / twin_file(file)) if draft.encode else nullcontext() as twin:
+            shard = write_shard(
+                shards / file, role, layer, sources, draft.license.text_digest, count, follower=twin
+            )
         written[ShardRef(role, layer, file, shard.size, shard.root.hex())] = shard
-    return written
+        if twin is not None and (smaller := twin.written) is not None:
+            encoded[EncodedShard(file, twin_file(file), smaller.size, smaller.root.hex())] = smaller
+    if draft.encode and not encoded:
+        twins.rmdir()
+    return written, encoded
 
 
 def _check_out(out: Path) -> None:

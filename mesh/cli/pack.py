@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from mesh.weights.manifest import Manifest
+
 SCHEMA = "mesh.pack/1"
+
+
+class Encoding(StrEnum):
+    zstd = "zstd"
 
 
 class Quantization(StrEnum):
@@ -39,6 +46,10 @@ def pack(
         Quantization | None,
         typer.Option(help="Turn float weights into blocks of this type. Default: keep them."),
     ] = None,
+    encode: Annotated[
+        Encoding | None,
+        typer.Option(help="Also write smaller twins of float shards, for nodes on slow links."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Turn a checkpoint into a signed release of content-addressed shards."""
@@ -65,6 +76,7 @@ def pack(
             name=name,
             created=created,
             quantize=quantize,
+            encode=encode is not None,
             progress=progress,
         )
     seconds = time.monotonic() - began
@@ -78,6 +90,10 @@ def pack(
             "infohash": manifest.torrent.infohash,
             "bytes": manifest.total_bytes,
             "shards": len(manifest.shards),
+            "encoded": [
+                {"codec": e.codec, "shards": len(e.shards), "bytes": sum(twin.size for twin in e.shards)}
+                for e in manifest.encodings
+            ],
             "signer": key_id,
             "seconds": round(seconds, 3),
         }
@@ -89,3 +105,14 @@ def pack(
         f"  signed   {key_id}\n"
         f"  in       {out}"
     )
+    if encode is not None:
+        typer.echo(_describe_twins(manifest))
+
+
+def _describe_twins(manifest: Manifest) -> str:
+    if not manifest.encodings:
+        return "  encoded  no shard, since none would save 3 %"
+    (encoding,) = manifest.encodings
+    whole = {ref.file: ref.size for ref in manifest.shards}
+    size, raw = sum(twin.size for twin in encoding.shards), sum(whole[twin.of] for twin in encoding.shards)
+    return f"  encoded  {len(encoding.shards)} shards, at {100 * size / raw:.1f} % of their size"

@@ -14,6 +14,7 @@ from mesh.stopping import run_until_signal
 from mesh.swarm.fetching import seed
 from mesh.swarm.session import SwarmSession, SwarmSettings
 from mesh.swarm.torrent import Peer, SwarmTorrent
+from mesh.swarm.twins import seed_twins
 from mesh.token import JoinToken
 from mesh.weights.release import Release
 from mesh.wire.channel import format_endpoint
@@ -41,6 +42,7 @@ async def _seed(
 ) -> None:
     async with SwarmSession(settings) as session:
         torrent = await seed(session, release.torrent, release.manifest, release.directory)
+        await seed_twins(session, release)
         _say_seeding(release, session.endpoint, json_events)
         duties = [_report_uploads(torrent)]
         if announcing is not None:

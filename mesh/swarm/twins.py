@@ -1,4 +1,4 @@
-"""The torrent of a release's encoded twins: described when they are packed, checked before it is used.
+"""The torrent of a release's encoded twins: described when they are packed, checked before it is used, seeded beside it.
 
 Twins have a torrent of their own, ``<name>.bpz``, so that a standard client that fetches the release is not made to
 download every shard twice. It is bound by the manifest exactly as the release's own torrent is.
@@ -8,11 +8,15 @@ Knows manifests and torrents. Knows nothing of how a twin is spelled (``mesh.wei
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from mesh.errors import NotFound, ShardCorrupt
 from mesh.swarm.metainfo import TorrentFile, build_info, build_torrent, check_metainfo, infohash
+from mesh.swarm.session import SwarmSession
+from mesh.swarm.torrent import SwarmTorrent
 from mesh.weights.encoding import CODEC, SUFFIX
 from mesh.weights.manifest import EncodedShard, EncodingRef, Manifest, TorrentRef
+from mesh.weights.release import TWIN_TORRENT_FILE, Release
 from mesh.weights.shard import WrittenShard
 
 
@@ -34,6 +38,39 @@ def twin_torrent(encoding: EncodingRef, written: Mapping[EncodedShard, WrittenSh
 def check_twin_torrent(torrent: bytes, encoding: EncodingRef, manifest: Manifest) -> None:
     """Raises TorrentMismatch unless ``torrent`` describes exactly the twins of ``encoding``."""
     check_metainfo(torrent, encoding.torrent, _files(encoding.shards), f"{manifest.name} ({encoding.codec})")
+
+
+async def seed_twins(session: SwarmSession, release: Release) -> SwarmTorrent | None:
+    """Seed the encoded twins that lie in a release, if there are any; every byte is hashed first.
+
+    Raises TorrentMismatch, NotFound or ShardCorrupt by the twin's name.
+    """
+    encoding = readable_encoding(release.manifest)
+    if encoding is None or release.twin_torrent is None:
+        return None
+    check_twin_torrent(release.twin_torrent, encoding, release.manifest)
+    twins = twin_names(encoding, encoding.shards)
+    swarm = await session.add(release.twin_torrent, release.directory, twins.keys(), upload_only=True)
+    try:
+        await swarm.checked()
+        status = await swarm.status()
+        if status.phase != "seeding":
+            path = status.incomplete[0]
+            if not (release.directory / path).is_file():
+                raise NotFound(f"{release.directory / path}: encoded shard is missing; {_DROP_TWINS}")
+            raise ShardCorrupt(twins[path].file, f"root {twins[path].root}", "other bytes", _DROP_TWINS)
+    except BaseException:
+        await session.remove(swarm)
+        raise
+    return swarm
+
+
+_DROP_TWINS = f"fetch it again, or delete {TWIN_TORRENT_FILE} to seed without twins"
+
+
+def twin_names(encoding: EncodingRef, twins: Iterable[EncodedShard]) -> dict[str, EncodedShard]:
+    """Twins by their path in the torrent."""
+    return {f"{encoding.torrent.name}/{twin.file}": twin for twin in twins}
 
 
 def readable_encoding(manifest: Manifest) -> EncodingRef | None:

@@ -4,6 +4,8 @@
     DIR/release.torrent        a BitTorrent v2 .torrent
     DIR/<torrent name>/        the shards (of a release of files: the files in their directories), so that DIR is what a
                                BitTorrent client calls the save path
+    DIR/release.bpz.torrent    of a release with encoded twins: their .torrent,
+    DIR/<torrent name>.bpz/    and they; both may be deleted, whoever fetches then takes the shards as they are
 
 Opening checks the signature; ``verify_shards`` checks every byte. Knows nothing of BitTorrent: whoever uses the
 .torrent checks it against the manifest first (``mesh.swarm.metainfo.check_torrent``).
@@ -16,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mesh.errors import IntegrityError, MeshError, NotFound, ShardCorrupt
-from mesh.weights.manifest import Manifest, ShardRef
+from mesh.weights.manifest import EncodedShard, Manifest, ShardRef
 from mesh.weights.shard import check_shard
 from mesh.weights.signing import MAX_ENVELOPE_BYTES, TrustRoot, open_manifest
 
 MANIFEST_FILE = "manifest.dsse.json"
 TORRENT_FILE = "release.torrent"
+TWIN_TORRENT_FILE = "release.bpz.torrent"
 MAX_TORRENT_BYTES = 128 * 1024 * 1024  # 32 bytes per 4 MiB piece: enough for 16 TiB
 
 
@@ -33,6 +36,7 @@ class Release:
     manifest: Manifest
     envelope: bytes
     torrent: bytes
+    twin_torrent: bytes | None = None  # None: there are no twins, or they are not here
 
     @classmethod
     def open(cls, directory: Path, trust: TrustRoot) -> Release:
@@ -41,15 +45,30 @@ class Release:
             raise NotFound(f"release {directory}: no such directory; `mesh pack` makes one")
         envelope = read_envelope(directory / MANIFEST_FILE)
         torrent = _read(directory / TORRENT_FILE, MAX_TORRENT_BYTES)
-        return cls(directory, open_manifest(envelope, trust), envelope, torrent)
+        manifest = open_manifest(envelope, trust)
+        twins = directory / TWIN_TORRENT_FILE
+        twin_torrent = _read(twins, MAX_TORRENT_BYTES) if manifest.encodings and twins.is_file() else None
+        return cls(directory, manifest, envelope, torrent, twin_torrent)
 
     def shard_path(self, ref: ShardRef) -> Path:
         return self.directory / self.manifest.torrent.name / ref.file
+
+    def twin_paths(self) -> dict[EncodedShard, Path]:
+        """Where the encoded twins lie that came with the release."""
+        if self.twin_torrent is None:
+            return {}
+        return {
+            twin: self.directory / encoding.torrent.name / twin.file
+            for encoding in self.manifest.encodings
+            for twin in encoding.shards
+        }
 
     def unlisted_files(self) -> tuple[str, ...]:
         """What lies in the release and is not part of it, as paths relative to it."""
         listed = {self.directory / MANIFEST_FILE, self.directory / TORRENT_FILE}
         listed |= {self.shard_path(ref) for ref in self.manifest.shards}
+        if self.twin_torrent is not None:
+            listed |= {self.directory / TWIN_TORRENT_FILE, *self.twin_paths().values()}
         found = (path for path in self.directory.rglob("*") if not path.is_dir() or path.is_symlink())
         return tuple(sorted(str(path.relative_to(self.directory)) for path in found if path not in listed))
 
