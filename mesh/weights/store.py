@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -71,6 +71,26 @@ class ShardStore:
             staged.replace(blob)
         _sync(self._blobs)
         logger.info("shard adopted", extra={"file": ref.file, "root": ref.root, "bytes": ref.size})
+        return blob
+
+    def create(self, ref: ShardRef, write: Callable[[Path], None]) -> Path:
+        """Let ``write`` make the blob at a new path of ours; it must raise unless it wrote exactly ``ref`` there.
+
+        For whoever hashes bytes while writing them, so that nobody has to read them again. The store is as it was when
+        ``write`` raises.
+        """
+        blob = self._blob(ref)
+        staged = self._incoming / f"{blob.name}.{secrets.token_hex(8)}"
+        try:
+            with naming_full_disk(staged):
+                write(staged)
+                staged.chmod(0o444)
+                _sync(staged)
+                staged.replace(blob)
+        finally:
+            staged.unlink(missing_ok=True)
+        _sync(self._blobs)
+        logger.info("shard made", extra={"file": ref.file, "root": ref.root, "bytes": ref.size})
         return blob
 
     def link(self, ref: ShardRef, file: Path) -> bool:
