@@ -8,7 +8,6 @@ from dataclasses import replace
 from coordinator.access.kv_ledger import KvLedger, Reservation
 from coordinator.membership import Membership
 from coordinator.routing import ReadyStage, Route, RouteStage, find_route
-from coordinator.serving import MeshHealth, ModelHealth
 from mesh.clock import Clock
 from mesh.errors import RequestRefused
 
@@ -67,13 +66,21 @@ class Availability:
     def release(self, reservation: Reservation) -> None:
         self._ledger.release(reservation)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a route exists."""
+        return self._membership.view(self._clock.monotonic()).route() is not None
+
+    @property
+    def num_answers(self) -> int:
+        return len(self._ledger)
+
+    def answers_on(self, node_id: str) -> int:
+        return self._ledger.sessions_on(node_id)
+
     def on_link_lost(self, stage: RouteStage) -> None:
         """The next request goes another way, before the lease of a dead node has ended."""
         self._membership.suspect(stage.node_id, stage.incarnation)
-
-    def health(self) -> MeshHealth:
-        view = self._membership.view(self._clock.monotonic())
-        return MeshHealth((ModelHealth(self._model, view.coverage),), len(view.nodes), RETRY_SECONDS)
 
     def stop(self) -> None:
         """From now on no request finds a route."""

@@ -10,6 +10,7 @@ import typer
 from coordinator.cli_options import Data, Json, data_directory, seconds_of, when
 from coordinator.key_cli import has_keys, key
 from coordinator.membership import LEASE_SECONDS
+from coordinator.release_cli import release
 from mesh.cli.run_cli import new_app, run_app
 
 if TYPE_CHECKING:
@@ -20,12 +21,16 @@ app = new_app("mesh-coordinator", "Bring nodes together: offer layers, find rout
 token = typer.Typer(help="Let nodes in, or no longer.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(token, name="token")
 app.add_typer(key, name="key")
+app.add_typer(release, name="release")
 
 
 @app.command()
 def up(
     release: Annotated[
-        Path, typer.Option(envvar="MESH_RELEASE", help="The release to serve, as `mesh pack` wrote it.")
+        list[Path],
+        typer.Option(
+            envvar="MESH_RELEASE", help="A release to serve, as `mesh pack` wrote it; may be given again."
+        ),
     ],
     trust: Annotated[
         Path | None,
@@ -73,7 +78,7 @@ def up(
 
     configure(verbose=verbose, level=logging.INFO)
     config = CoordinatorConfig(
-        release=release,
+        releases=tuple(release),
         trust_file=trust,
         http=_numeric(parse_endpoint(listen, what="--listen")),
         grpc=_numeric(parse_endpoint(grpc, what="--grpc")),

@@ -13,7 +13,7 @@ from mesh.wire.channel import is_loopback, require_loopback
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorConfig:
-    release: Path  # directory that `mesh pack` wrote
+    releases: tuple[Path, ...]  # directories that `mesh pack` wrote; at least one
     trust_file: Path | None  # None: every public key the operator keeps
     http: Endpoint  # OpenAI-compatible API; port 0 is any free one
     grpc: Endpoint  # for nodes and seeders

@@ -22,6 +22,7 @@ from coordinator.api.middleware import SANE_REQUEST_ID
 from coordinator.generation import generate_all
 from coordinator.generation_messages import schema_of, to_event, to_generation_requests
 from coordinator.grammar import GrammarCompiler
+from coordinator.per_release import PerRelease
 from coordinator.serving import MeshHealth, ServedModel
 from mesh.errors import MeshError, RequestRefused
 from mesh.wire import generation_pb2, generation_pb2_grpc
@@ -45,7 +46,7 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
         self, models: Mapping[str, ServedModel], health: Callable[[], MeshHealth], callers: Callers
     ) -> None:
         self._models, self._health, self._callers = models, health, callers
-        self._grammars: dict[str, GrammarCompiler] = {}
+        self._compiler_of = PerRelease(_compiler)
 
     async def Generate(  # noqa: N802 - the proto's name
         self, request: generation_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -98,20 +99,17 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
                 param="model",
             )
         schema = schema_of(request)
-        grammar = None if schema is None else await self._grammar(model).compile(schema, "json_schema")
+        grammar = None if schema is None else await self._compiler_of(model).compile(schema, "json_schema")
         vocab_size = model.manifest.config.vocab_size
         wanted = to_generation_requests(request, request_id, vocab_size, grammar)
         async with aclosing(generate_all(model, wanted, caller)) as events:
             async for event in events:
                 yield to_event(event, model.fingerprint)
 
-    def _grammar(self, model: ServedModel) -> GrammarCompiler:
-        if model.name not in self._grammars:
-            config = model.manifest.config
-            self._grammars[model.name] = GrammarCompiler(
-                model.tokenizer, config.vocab_size, tuple(config.eos_token_ids)
-            )
-        return self._grammars[model.name]
+
+def _compiler(model: ServedModel) -> GrammarCompiler:
+    config = model.manifest.config
+    return GrammarCompiler(model.tokenizer, config.vocab_size, tuple(config.eos_token_ids))
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: MeshError, request_id: str) -> None:

@@ -99,6 +99,10 @@ class Membership:
             applicant, layers, self._least_reserved(layers, applicant.node_id, now), now + OFFER_SECONDS
         )
 
+    def withdraw(self, node_id: str) -> None:
+        """What was offered to it and not accepted is off."""
+        self._offers.pop(node_id, None)
+
     def accept(
         self, node_id: str, incarnation: int, layers: LayerRange, memory_bytes: int, now: float
     ) -> tuple[Change, ...]:
@@ -177,6 +181,13 @@ class Membership:
         for node in lost:
             del self._nodes[node.node_id]
         return tuple(Change(ChangeKind.LOST, node) for node in lost)
+
+    def knows(self, node_id: str, incarnation: int) -> bool:
+        """Whether this process holds layers or an offer, or did until its lease ended."""
+        node, offer = self._nodes.get(node_id), self._offers.get(node_id)
+        return (node is not None and node.incarnation == incarnation) or (
+            offer is not None and offer.applicant.incarnation == incarnation
+        )
 
     # -- questions; a lease that has ended counts as gone, whether or not expire() has come by
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from coordinator.routing import count_coverage, missing_layers
 from mesh.architecture import LlamaConfig
-from mesh.errors import NotEnoughMemory, UsageError
+from mesh.errors import MeshError, NotEnoughMemory, UsageError
 from mesh.layers import LayerRange
 from mesh.model.memory import largest_range, plan_stage
 from mesh.sizes import format_size
@@ -29,6 +29,38 @@ class Capacity:
     memory_bytes: int  # for the whole process
     kv_tokens: int  # of KV cache that it must hold beside the weights
     layers: LayerRange | None = None  # what the volunteer insists on; None: any
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A release that a newcomer could serve, and the ranges that others serve of it or are about to."""
+
+    config: LlamaConfig
+    reserved: Sequence[LayerRange]
+
+
+def choose_release(candidates: Sequence[Candidate], capacity: Capacity) -> tuple[int, LayerRange]:
+    """Which of them to offer, and which of its layers: the first that lacks some, else the one that is served least.
+
+    Raises what ``propose`` raises of the last candidate if nothing of any of them fits.
+    """
+    best: tuple[tuple[int, int], LayerRange] | None = None
+    failure: MeshError | None = None
+    for index, candidate in enumerate(candidates):
+        try:
+            layers = propose(candidate.config, candidate.reserved, capacity)
+        except (NotEnoughMemory, UsageError) as exc:
+            failure = exc
+            continue
+        lacks = bool(missing_layers(candidate.reserved, candidate.config.num_layers))
+        depth = min(count_coverage(candidate.reserved, candidate.config.num_layers), default=0)
+        score = (-1 if lacks else depth, index)
+        if best is None or score < best[0]:
+            best = score, layers
+    if best is None:
+        assert failure is not None, "no candidate"
+        raise failure
+    return best[0][1], best[1]
 
 
 def propose(config: LlamaConfig, reserved: Sequence[LayerRange], capacity: Capacity) -> LayerRange:

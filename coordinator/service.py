@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote
 
 import grpc.aio
@@ -20,7 +20,7 @@ from coordinator.config import is_wildcard
 from coordinator.join_tokens import admit
 from coordinator.journal import Journal
 from coordinator.membership import Applicant, Membership
-from coordinator.placement import Capacity, propose
+from coordinator.placement import Capacity
 from coordinator.state import StateStore
 from coordinator.topology import MAX_COUNT, Endpoint, NodeState, Report
 from mesh import __version__
@@ -54,6 +54,34 @@ class OfferedRelease:
     license_text: bytes
 
 
+class HostedRelease(Protocol):
+    """One of them, as nodes see it."""
+
+    @property
+    def offered(self) -> OfferedRelease: ...
+    @property
+    def membership(self) -> Membership: ...
+
+
+H = TypeVar("H", bound=HostedRelease)
+
+
+class Releases(Protocol[H]):
+    """What is served here; ``hosting.Hosting`` implements it."""
+
+    def of(self, release_id: str) -> H:
+        """Raises NotFound."""
+
+    def of_node(self, node_id: str, incarnation: int) -> H:
+        """Where the node holds layers or was offered some. Raises NotFound."""
+
+    def choose(self, node_id: str, capacity: Capacity, model: str, release_id: str) -> tuple[H, LayerRange]:
+        """What a newcomer is offered; empty texts insist on nothing."""
+
+    def should_move(self, hosted: H, node_id: str) -> bool:
+        """Whether the node shall join again, for a newer version of its model."""
+
+
 def refusing(method: Method) -> Method:
     """A MeshError raised by the method ends the call with the status that stands for it."""
 
@@ -69,10 +97,8 @@ def refusing(method: Method) -> Method:
 
 
 class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
-    def __init__(
-        self, release: OfferedRelease, membership: Membership, state: StateStore, clock: Clock
-    ) -> None:
-        self._release, self._membership, self._state, self._clock = release, membership, state, clock
+    def __init__(self, releases: Releases[Any], state: StateStore, clock: Clock) -> None:
+        self._releases, self._state, self._clock = releases, state, clock
         self._journal = Journal(state, clock)
 
     @refusing
@@ -83,31 +109,34 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         await self._authorize(request.token_secret)
         applicant, capacity = _applicant(request), _capacity(request)
         now = self._clock.monotonic()
-        reserved = self._membership.reserved(now, excluding=applicant.node_id)
-        layers = propose(self._release.config, reserved, capacity)
-        self._membership.offer(applicant, layers, now)
-        logger.info("layers offered", extra={"node": applicant.name, "layers": str(layers)})
+        hosted, layers = self._releases.choose(applicant.node_id, capacity, request.model, request.release_id)
+        hosted.membership.offer(applicant, layers, now)
+        release = hosted.offered
+        logger.info(
+            "layers offered",
+            extra={"node": applicant.name, "layers": str(layers), "release": release.release_id[:16]},
+        )
         return coordinator_pb2.Offer(
-            release_id=self._release.release_id,
-            trust_root=self._release.trust_root,
-            manifest=self._release.envelope,
-            torrent=self._release.torrent,
-            license_text=self._release.license_text,
+            release_id=release.release_id,
+            trust_root=release.trust_root,
+            manifest=release.envelope,
+            torrent=release.torrent,
+            license_text=release.license_text,
             layers=common_pb2.LayerRange(start=layers.start, stop=layers.stop),
-            peers=_wire_peers(self._membership.peers(now, excluding=applicant.node_id)),
+            peers=_wire_peers(hosted.membership.peers(now, excluding=applicant.node_id)),
         )
 
     @refusing
     async def AcceptOffer(  # noqa: N802
         self, request: coordinator_pb2.Acceptance, context: grpc.aio.ServicerContext[Any, Any]
     ) -> coordinator_pb2.Lease:
-        self._check_release(request.release_id)
+        hosted = self._releases.of(request.release_id)
         now = self._clock.monotonic()
-        changes = self._membership.accept(
+        changes = hosted.membership.accept(
             _node_id(request.node_id), request.incarnation, _layers(request.layers), request.memory_bytes, now
         )
         await self._journal.write(changes)
-        return self._lease(request.node_id, now)
+        return self._lease(hosted, request.node_id, now)
 
     @refusing
     async def Heartbeat(  # noqa: N802
@@ -115,16 +144,25 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     ) -> coordinator_pb2.Lease:
         now = self._clock.monotonic()
         report = _report(request, context.peer())
-        changes = self._membership.heartbeat(_node_id(request.node_id), request.incarnation, report, now)
+        hosted = self._releases.of_node(_node_id(request.node_id), request.incarnation)
+        changes = hosted.membership.heartbeat(request.node_id, request.incarnation, report, now)
         await self._journal.write(changes)
-        return self._lease(request.node_id, now)
+        lease = self._lease(hosted, request.node_id, now)
+        if self._releases.should_move(hosted, request.node_id):
+            hosted.membership.suspect(request.node_id, request.incarnation)  # no new answer begins there
+            lease.is_superseded = True
+        return lease
 
     @refusing
     async def Leave(  # noqa: N802
         self, request: coordinator_pb2.LeaveRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> coordinator_pb2.LeaveReply:
         now = self._clock.monotonic()
-        changes = self._membership.leave(_node_id(request.node_id), request.incarnation, now)
+        try:
+            hosted = self._releases.of_node(_node_id(request.node_id), request.incarnation)
+        except NotFound:  # a goodbye that comes late
+            return coordinator_pb2.LeaveReply()
+        changes = hosted.membership.leave(request.node_id, request.incarnation, now)
         await self._journal.write(changes)
         return coordinator_pb2.LeaveReply()
 
@@ -134,29 +172,23 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     ) -> coordinator_pb2.AnnounceReply:
         _check_protocol(request.protocol, "")
         await self._authorize(request.token_secret)
-        self._check_release(request.release_id)
+        membership = self._releases.of(request.release_id).membership
         peer_id = _text("peer_id", request.peer_id, MAX_ID_CHARS)
         endpoint = _endpoint("swarm", request.swarm, context.peer())
         now = self._clock.monotonic()
-        self._membership.announce(peer_id, endpoint, now)
+        membership.announce(peer_id, endpoint, now)
         return coordinator_pb2.AnnounceReply(
-            seconds=self._membership.lease_seconds,
-            peers=_wire_peers(self._membership.peers(now, excluding=peer_id)),
+            seconds=membership.lease_seconds,
+            peers=_wire_peers(membership.peers(now, excluding=peer_id)),
         )
 
     async def _authorize(self, secret: bytes) -> None:
         admit(await self._state.tokens(), secret, self._clock.wall())
 
-    def _check_release(self, release_id: str) -> None:
-        if release_id != self._release.release_id:
-            raise NotFound(
-                f"release {release_id[:16]!r} is not served here; this coordinator serves {self._release.release_id[:16]}"
-            )
-
-    def _lease(self, node_id: str, now: float) -> coordinator_pb2.Lease:
+    def _lease(self, hosted: HostedRelease, node_id: str, now: float) -> coordinator_pb2.Lease:
         return coordinator_pb2.Lease(
-            seconds=self._membership.lease_seconds,
-            peers=_wire_peers(self._membership.peers(now, excluding=node_id)),
+            seconds=hosted.membership.lease_seconds,
+            peers=_wire_peers(hosted.membership.peers(now, excluding=node_id)),
         )
 
 

@@ -17,7 +17,7 @@ from mesh.model.tokenizer import Tokenizer
 from mesh.weights.manifest import Manifest
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class ServedModel:
     """A release that clients may ask for, with all that turns messages into token ids and back."""
 

@@ -50,6 +50,7 @@ class Limits:
     kv_tokens: int
     max_sessions: int
     layers: LayerRange | None
+    model: str | None
     accepted_license: str | None
 
 
@@ -97,6 +98,8 @@ def accept(
                 "the coordinator sent another licence text than the manifest names; do not join"
             )
         raise LicenseNotAccepted(manifest.name, license_.id, offer.license_text)
+    if limits.model is not None and manifest.name != limits.model:
+        raise IntegrityError(f"offered model {manifest.name}, but --model {limits.model} was asked for")
     # (5) the layers: inside the model, and what the volunteer insists on
     if offer.layers.stop > manifest.config.num_layers:
         raise IntegrityError(

@@ -35,6 +35,12 @@ def join(
     layers: Annotated[
         str | None, typer.Option(envvar="MESH_LAYERS", help="Insist on a layer range, e.g. 10:20.")
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            envvar="MESH_MODEL", help="Insist on a model. Default: the one that needs this node most."
+        ),
+    ] = None,
     name: Annotated[
         str | None,
         typer.Option(envvar="MESH_NAME", help="What people call this node. Default: the host's name."),
@@ -109,6 +115,7 @@ def join(
         engine=engine,
         threads=threads,
         layers=LayerRange.parse(layers) if layers is not None else None,
+        model=model,
         listen=parse_endpoint(listen, what="--listen"),
         swarm_listen=parse_endpoint(swarm_listen, what="--swarm-listen"),
         kv_tokens=kv_tokens,

@@ -23,6 +23,7 @@ class NodeConfig:
     engine: str  # "auto", "native", "torch"
     threads: int | None  # None: all cores
     layers: LayerRange | None
+    model: str | None  # None: whichever the coordinator says needs it most
     listen: tuple[str, int]  # Stage service
     swarm_listen: tuple[str, int]  # BitTorrent
     kv_tokens: int

@@ -28,9 +28,16 @@ class CoordinatorClient:
         self._target, self._node_id, self._incarnation = target, node_id, incarnation
 
     async def request_offer(
-        self, *, token_secret: bytes, name: str, kernel_id: str, limits: Limits, wait_seconds: float
+        self,
+        *,
+        token_secret: bytes,
+        name: str,
+        kernel_id: str,
+        limits: Limits,
+        release_id: str = "",
+        wait_seconds: float,
     ) -> tuple[OfferedBytes, list[tuple[str, int]]]:
-        """The offer and the BitTorrent peers to fetch from.
+        """The offer, of that release if one is named, and the BitTorrent peers to fetch from.
 
         A coordinator that does not answer is asked again for ``wait_seconds``. Raises Unreachable, NotAuthorised,
         NotEnoughMemory and whatever else the coordinator refuses with.
@@ -49,6 +56,8 @@ class CoordinatorClient:
             kernel_id=kernel_id,
             kv_tokens=limits.kv_tokens,
             max_sessions=limits.max_sessions,
+            model=limits.model or "",
+            release_id=release_id,
         )
         deadline = asyncio.get_running_loop().time() + wait_seconds
         while True:

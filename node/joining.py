@@ -18,7 +18,7 @@ from typing import Any
 
 import grpc.aio
 
-from mesh.errors import MeshError, Temporary, UsageError
+from mesh.errors import MeshError, NotFound, Temporary, UsageError
 from mesh.layers import LayerRange
 from mesh.model.engines import EngineChoice, LoadedStage
 from mesh.model.kv_cache import KvBudget
@@ -37,7 +37,7 @@ from node.capacity import disk_bytes, memory_bytes
 from node.config import NodeConfig
 from node.coordinator_client import CoordinatorClient
 from node.engine import Engine
-from node.membership import Membership, NodeStatus
+from node.membership import Membership, NodeStatus, Superseded
 from node.reporting import Reporter
 from node.service import StageIdentity, StageService
 from node.sessions import SessionTable
@@ -67,7 +67,19 @@ def new_incarnation() -> int:
 
 
 async def join(parts: NodeParts, config: NodeConfig) -> None:
-    """Join and serve until cancelled, then leave. Raises any MeshError of the way."""
+    """Join and serve until cancelled, then leave; where a newer version of the model is published, join for that.
+
+    Raises any MeshError of the way.
+    """
+    while True:
+        try:
+            await _join_once(parts, config)
+        except Superseded as exc:
+            parts.reporter.superseded(str(exc))
+            logger.info("joining again", extra={"reason": str(exc)})
+
+
+async def _join_once(parts: NodeParts, config: NodeConfig) -> None:
     client = CoordinatorClient(
         parts.channel, config.coordinator, node_id=parts.node_id, incarnation=parts.incarnation
     )
@@ -77,9 +89,13 @@ async def join(parts: NodeParts, config: NodeConfig) -> None:
     async def rejoin() -> coordinator_pb2.Lease:
         """The coordinator has forgotten us: take the same layers of the same release again, or fail."""
         limits = _limits(parts, config, layers=accepted.layers)
-        offer, _ = await _request_offer(client, parts, config, limits, wait_seconds=0)
-        if offer.release_id != accepted.manifest.release_id:
-            raise UsageError("the coordinator serves another release now; restart this node to join it")
+        release_id = accepted.manifest.release_id
+        try:
+            offer, _ = await _request_offer(
+                client, parts, config, limits, release_id=release_id, wait_seconds=0
+            )
+        except NotFound as exc:
+            raise Superseded(str(exc)) from exc
         return await client.accept_offer(offer.release_id, accepted.layers, accepted.plan.total_bytes)
 
     membership = Membership(client, status, rejoin, lease, peers)
@@ -145,18 +161,26 @@ def _limits(parts: NodeParts, config: NodeConfig, *, layers: LayerRange | None) 
         kv_tokens=config.kv_tokens,
         max_sessions=config.max_sessions,
         layers=layers,
+        model=config.model,
         accepted_license=config.accept_license,
     )
 
 
 async def _request_offer(
-    client: CoordinatorClient, parts: NodeParts, config: NodeConfig, limits: Limits, *, wait_seconds: float
+    client: CoordinatorClient,
+    parts: NodeParts,
+    config: NodeConfig,
+    limits: Limits,
+    *,
+    release_id: str = "",
+    wait_seconds: float,
 ) -> Any:
     return await client.request_offer(
         token_secret=config.token.secret,
         name=config.name,
         kernel_id=parts.engine.kernel_id,
         limits=limits,
+        release_id=release_id,
         wait_seconds=wait_seconds,
     )
 

@@ -20,6 +20,10 @@ _RENEWALS_PER_LEASE = 3  # two heartbeats may be lost before the lease ends
 _RETRY_SECONDS = 1.0
 
 
+class Superseded(Temporary):
+    """The release is not served any more, or a newer version takes its place: leave, and ask for an offer again."""
+
+
 @dataclass(slots=True)
 class NodeStatus:
     """How far we are; written by the join story, read by every heartbeat."""
@@ -82,7 +86,7 @@ class Membership:
         await heard
 
     async def run(self) -> None:
-        """Raises NotAuthorised, UsageError, … if the coordinator will not have us back."""
+        """Raises Superseded, NotAuthorised, UsageError, … if the coordinator will not have us as we are."""
         is_connected = True
         while True:
             wait = max(0.05, self._lease_seconds / _RENEWALS_PER_LEASE)
@@ -91,9 +95,13 @@ class Membership:
                 lease = await self._client.heartbeat(self._status.to_request())
                 self._lease_seconds, self.peers = lease.seconds, endpoints(lease.peers)
                 self._tell_heard(version)
+                if lease.is_superseded:
+                    raise Superseded("a newer version of the model is served")
                 if not is_connected:
                     logger.info("coordinator is back")
                 is_connected = True
+            except Superseded:
+                raise
             except NotFound:  # restarted, or our lease ended while we were cut off: take our layers again
                 wait = await self._try_rejoin()
             except MeshError as exc:
@@ -120,6 +128,8 @@ class Membership:
             await self._rejoin()
             logger.info("joined again")
             return 0.05  # report our state at once
+        except Superseded:
+            raise
         except (Unreachable, Temporary) as exc:
             logger.warning("could not join again, trying on", extra={"reason": str(exc)})
             return _RETRY_SECONDS

@@ -29,6 +29,8 @@ class Reporter(Protocol):
 
     def ready(self, endpoint: str, load_seconds: float) -> None: ...
 
+    def superseded(self, reason: str) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -81,6 +83,9 @@ class JsonReporter:
 
     def ready(self, endpoint: str, load_seconds: float) -> None:
         self._emit("ready", stage=endpoint, load_seconds=round(load_seconds, 3))
+
+    def superseded(self, reason: str) -> None:
+        self._emit("superseded", reason=reason)
 
     def close(self) -> None:
         pass
@@ -159,6 +164,9 @@ class ConsoleReporter:
             f"[green]ready[/green] on {endpoint} (loaded in {load_seconds:.1f} s). Ctrl-C leaves the mesh.",
             highlight=False,
         )
+
+    def superseded(self, reason: str) -> None:
+        self._console.print(f"{reason}: joining again", markup=False, highlight=False)
 
     def close(self) -> None:
         if self._progress is not None:

@@ -55,6 +55,10 @@ class KvLedger:
     def sessions(self, stage: RouteStage) -> int:
         return self._sessions[_key(stage)]
 
+    def sessions_on(self, node_id: str) -> int:
+        """On any stage of that node."""
+        return sum(count for (each, _), count in self._sessions.items() if each == node_id)
+
     def __len__(self) -> int:
         """Reservations that are open."""
         return len(self._open)

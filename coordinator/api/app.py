@@ -34,6 +34,7 @@ from coordinator.api.middleware import BodyLimit, RequestId
 from coordinator.api.text_tools import text_routes
 from coordinator.generation import GenerationRequest, generate_all
 from coordinator.grammar import GrammarCompiler
+from coordinator.per_release import PerRelease
 from coordinator.probing import Probe, ProbeOutcome
 from coordinator.serving import MeshHealth, ModelHealth, ServedModel
 from mesh.errors import MeshError, RequestRefused
@@ -49,7 +50,8 @@ _STREAMED: dict[int | str, dict[str, Any]] = {
 def create_app(
     models: Mapping[str, ServedModel], health: Callable[[], MeshHealth], callers: Callers | None = None
 ) -> FastAPI:
-    """``models`` by the name clients ask for, in the order they are listed; ``health`` is asked every time.
+    """``models`` by the name clients ask for, in the order they are listed, read anew for every request: models come
+    and go. ``health`` is asked every time.
 
     ``callers`` knows the API keys; without it everybody may ask.
     """
@@ -62,8 +64,7 @@ def create_app(
         redirect_slashes=False,
         responses=ERROR_RESPONSES,
     )
-    grammars = {name: _compiler(model) for name, model in models.items()}
-    probes = {name: Probe(model) for name, model in models.items()}
+    compiler_of, probe_of = PerRelease(_compiler), PerRelease(Probe)
     app.add_middleware(BodyLimit)
     app.add_middleware(Gate, callers=callers or Callers(NoKeys()))
     app.add_middleware(RequestId)  # the last added is the outermost
@@ -75,7 +76,7 @@ def create_app(
         model = _find(models, chat.model, request)
         schema, grammar = chat.schema_to_follow(), None
         if schema is not None:
-            grammar = await grammars[model.name].compile(schema, chat_request.SCHEMA_PARAM)
+            grammar = await compiler_of(model).compile(schema, chat_request.SCHEMA_PARAM)
         wanted = chat_request.to_generation_requests(
             chat, request.state.request_id, _vocab_size(model), grammar
         )
@@ -121,8 +122,9 @@ def create_app(
     @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz")
     async def can_answer() -> Response:
-        outcomes = await asyncio.gather(*(probe.outcome() for probe in probes.values()))
-        return _probe_response(dict(zip(probes, outcomes, strict=True)))
+        asked = dict(models)
+        outcomes = await asyncio.gather(*(probe_of(model).outcome() for model in asked.values()))
+        return _probe_response(dict(zip(asked, outcomes, strict=True)))
 
     def find_or_first(name: str | None, request: Request) -> ServedModel:
         usable = (key for key in models if _caller(request).may_use(key))

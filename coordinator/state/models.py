@@ -5,7 +5,7 @@ Times are seconds since the Unix epoch, UTC: they mean the same in every databas
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Double, Integer, LargeBinary, String, Text
+from sqlalchemy import BigInteger, Boolean, Double, Integer, LargeBinary, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -41,6 +41,17 @@ class ApiKeyRow(Base):
     tokens_per_minute: Mapped[int | None] = mapped_column(BigInteger)
     streams: Mapped[int | None] = mapped_column(BigInteger)
     kv_tokens: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class ReleaseRow(Base):
+    __tablename__ = "releases"
+
+    release_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(100))
+    directory: Mapped[str] = mapped_column(Text)
+    replaces_at_once: Mapped[bool] = mapped_column(Boolean)
+    added: Mapped[float] = mapped_column(Double)
+    removed: Mapped[float | None] = mapped_column(Double)
 
 
 class NodeRow(Base):

@@ -21,6 +21,7 @@ from coordinator.state.audit import audit_row
 from coordinator.state.database import open_database, translated
 from coordinator.state.key_store import KeyRows
 from coordinator.state.models import AuditRow, JoinTokenRow, NodeRow
+from coordinator.state.release_store import ReleaseRows
 from mesh.errors import NotFound, UsageError
 from mesh.layers import LayerRange
 
@@ -56,7 +57,7 @@ async def open_state(directory: Path) -> AsyncIterator[StateStore]:
         yield StateStore(engine, path)
 
 
-class StateStore(KeyRows):
+class StateStore(KeyRows, ReleaseRows):
     def __init__(self, engine: AsyncEngine, path: Path) -> None:
         self._session = async_sessionmaker(engine, expire_on_commit=False)
         self._path = path

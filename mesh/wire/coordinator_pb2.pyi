@@ -32,7 +32,7 @@ class Capacity(_message.Message):
     def __init__(self, memory_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., layers: _Optional[_Union[_common_pb2.LayerRange, _Mapping]] = ...) -> None: ...
 
 class OfferRequest(_message.Message):
-    __slots__ = ("protocol", "version", "token_secret", "node_id", "name", "incarnation", "capacity", "kernel_id", "kv_tokens", "max_sessions")
+    __slots__ = ("protocol", "version", "token_secret", "node_id", "name", "incarnation", "capacity", "kernel_id", "kv_tokens", "model", "release_id", "max_sessions")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_SECRET_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +42,8 @@ class OfferRequest(_message.Message):
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     KERNEL_ID_FIELD_NUMBER: _ClassVar[int]
     KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
     MAX_SESSIONS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     version: str
@@ -52,8 +54,10 @@ class OfferRequest(_message.Message):
     capacity: Capacity
     kernel_id: str
     kv_tokens: int
+    model: str
+    release_id: str
     max_sessions: int
-    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., token_secret: _Optional[bytes] = ..., node_id: _Optional[str] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., kernel_id: _Optional[str] = ..., kv_tokens: _Optional[int] = ..., max_sessions: _Optional[int] = ...) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., token_secret: _Optional[bytes] = ..., node_id: _Optional[str] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., kernel_id: _Optional[str] = ..., kv_tokens: _Optional[int] = ..., model: _Optional[str] = ..., release_id: _Optional[str] = ..., max_sessions: _Optional[int] = ...) -> None: ...
 
 class Offer(_message.Message):
     __slots__ = ("release_id", "trust_root", "manifest", "torrent", "layers", "peers", "license_text")
@@ -114,12 +118,14 @@ class HeartbeatRequest(_message.Message):
     def __init__(self, node_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., state: _Optional[_Union[NodeState, str]] = ..., progress: _Optional[float] = ..., stage: _Optional[_Union[_common_pb2.Endpoint, _Mapping]] = ..., swarm: _Optional[_Union[_common_pb2.Endpoint, _Mapping]] = ..., kv_tokens_free: _Optional[int] = ..., sessions: _Optional[int] = ..., steps_computed: _Optional[int] = ..., fetched_bytes: _Optional[int] = ..., redundant_bytes: _Optional[int] = ...) -> None: ...
 
 class Lease(_message.Message):
-    __slots__ = ("seconds", "peers")
+    __slots__ = ("seconds", "peers", "is_superseded")
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
+    IS_SUPERSEDED_FIELD_NUMBER: _ClassVar[int]
     seconds: float
     peers: _containers.RepeatedCompositeFieldContainer[_common_pb2.Endpoint]
-    def __init__(self, seconds: _Optional[float] = ..., peers: _Optional[_Iterable[_Union[_common_pb2.Endpoint, _Mapping]]] = ...) -> None: ...
+    is_superseded: bool
+    def __init__(self, seconds: _Optional[float] = ..., peers: _Optional[_Iterable[_Union[_common_pb2.Endpoint, _Mapping]]] = ..., is_superseded: bool = ...) -> None: ...
 
 class LeaveRequest(_message.Message):
     __slots__ = ("node_id", "incarnation")

@@ -9,6 +9,7 @@ import grpc.aio
 import pytest
 
 from coordinator.availability import Availability
+from coordinator.hosting import Hosting
 from coordinator.join_tokens import create_token
 from coordinator.membership import Membership
 from coordinator.service import CoordinatorService, OfferedRelease
@@ -31,6 +32,7 @@ from mesh.wire.channel import open_channel, server_options
 from mesh.wire.protocol import VERSION
 from mesh.wire.status import error_from
 from tests.support.clock import ManualClock
+from tests.support.hosting import hosted
 
 CONFIG = LlamaConfig(
     hidden_size=64,
@@ -171,11 +173,13 @@ async def state(tmp_path: Path) -> AsyncIterator[StateStore]:
 
 
 @pytest.fixture
-async def client(state: StateStore, membership: Membership, clock: ManualClock) -> AsyncIterator[Client]:
+async def client(
+    state: StateStore, membership: Membership, availability: Availability, clock: ManualClock
+) -> AsyncIterator[Client]:
+    hosting = Hosting(clock)
+    hosting.add(hosted(RELEASE, membership, availability))
     server = grpc.aio.server(options=server_options())
-    coordinator_pb2_grpc.add_CoordinatorServicer_to_server(
-        CoordinatorService(RELEASE, membership, state, clock), server
-    )
+    coordinator_pb2_grpc.add_CoordinatorServicer_to_server(CoordinatorService(hosting, state, clock), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     token = await create_token(state, b"d" * 32, "test", clock.wall())
@@ -202,7 +206,7 @@ async def test_nodes_that_join_one_after_the_other_make_a_route(
         await client.beat(node, coordinator_pb2.READY, port=port)
     assert str(availability.find_route()) == "0:2 a → 2:4 b"
     assert [stage.port for stage in availability.find_route().stages] == [1000, 2000]
-    assert availability.health().is_ready
+    assert availability.is_ready
 
 
 async def test_an_offer_carries_what_was_published_byte_for_byte(client: Client) -> None:
@@ -223,7 +227,7 @@ async def test_a_silent_node_is_lost_and_its_layers_are_offered_to_the_next(
     clock.advance(membership.lease_seconds)
     with pytest.raises(RequestRefused, match="0:4"):
         availability.find_route()
-    assert not availability.health().is_ready
+    assert not availability.is_ready
     assert text((await client.ask("b")).layers) == "0:4"
     with pytest.raises(NotFound, match="join again"):
         await client.beat("a", coordinator_pb2.READY)

@@ -48,6 +48,7 @@ def offer(packed: PackedRelease) -> OfferedBytes:
 
 LIMITS = Limits(
     max_sessions=8,
+    model=None,
     memory_bytes=4 << 30,
     disk_bytes=1 << 30,
     kv_tokens=256,

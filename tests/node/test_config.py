@@ -22,6 +22,7 @@ GOOD = NodeConfig(
     engine="torch",
     threads=None,
     layers=None,
+    model=None,
     listen=("127.0.0.1", 0),
     swarm_listen=("127.0.0.1", 0),
     kv_tokens=1024,

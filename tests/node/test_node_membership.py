@@ -10,7 +10,7 @@ import pytest
 from mesh.errors import NotAuthorised, NotFound, Unreachable
 from mesh.wire import common_pb2, coordinator_pb2
 from node.joining import _beside
-from node.membership import Membership, NodeStatus
+from node.membership import Membership, NodeStatus, Superseded
 
 LEASE = coordinator_pb2.Lease(seconds=0.15, peers=[common_pb2.Endpoint(host="127.0.0.1", port=7001)])
 
@@ -81,3 +81,14 @@ async def test_cancelled_node_is_cancelled_and_not_failed() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_node_of_an_old_version_is_told_to_join_again() -> None:
+    class Successor(ScriptedCoordinator):
+        async def heartbeat(self, request: coordinator_pb2.HeartbeatRequest) -> coordinator_pb2.Lease:
+            return coordinator_pb2.Lease(seconds=0.15, is_superseded=True)
+
+    membership = member(Successor(), NodeStatus())
+    with pytest.raises(Superseded, match="newer version"):
+        async with _beside(membership.run(), name="membership"), asyncio.timeout(10):
+            await asyncio.get_running_loop().create_future()

@@ -1,0 +1,80 @@
+"""Releases that come and go while the coordinator runs, as ``mesh-coordinator release add|remove`` asks.
+
+The commands write rows, this looks at them every second: no door has to be open for it, and a restart serves what was
+served before. What cannot be served is said once, loudly, and ends nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from coordinator.hosting import Hosted, Hosting
+from coordinator.state import ReleaseRecord, StateStore
+from coordinator.verified_release import host, verify
+from mesh.clock import Clock
+from mesh.errors import MeshError, UsageError
+from mesh.weights.signing import TrustRoot
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+
+
+class Releasing:
+    def __init__(
+        self, hosting: Hosting, state: StateStore, trust: TrustRoot, lease_seconds: float, clock: Clock
+    ) -> None:
+        self._hosting, self._state, self._trust = hosting, state, trust
+        self._lease_seconds, self._clock = lease_seconds, clock
+        self._seen: set[ReleaseRecord] = set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                await self.look()
+            except MeshError as exc:
+                logger.error("could not look for new releases", extra={"reason": str(exc)})
+
+    async def look(self) -> None:
+        for record in await self._state.releases():
+            if record not in self._seen:
+                self._seen.add(record)
+                await (self._remove(record) if record.removed is not None else self._add(record))
+        for hosted in self._hosting.abandoned():
+            await self._end(hosted, "every node has moved to the newer version")
+
+    async def _add(self, record: ReleaseRecord) -> None:
+        if any(hosted.release_id == record.release_id for hosted in self._hosting.all):
+            return
+        try:
+            verified = await asyncio.to_thread(verify, Path(record.directory), self._trust)
+            if verified.release.manifest.release_id != record.release_id:
+                raise UsageError(
+                    f"{record.directory} holds another release than when it was added; add it again"
+                )
+            hosted = host(
+                verified, self._trust, self._lease_seconds, self._clock, at_once=record.replaces_at_once
+            )
+        except MeshError as exc:
+            logger.error("release not served", extra={"directory": record.directory, "reason": str(exc)})
+            return
+        self._hosting.add(hosted)
+        logger.info("release served", extra=_extra(hosted))
+
+    async def _remove(self, record: ReleaseRecord) -> None:
+        for hosted in self._hosting.all:
+            if hosted.release_id == record.release_id:
+                await self._end(hosted, "the operator removed it")
+
+    async def _end(self, hosted: Hosted, reason: str) -> None:
+        self._hosting.remove(hosted.release_id)
+        await hosted.close()
+        logger.info("release no longer served", extra={**_extra(hosted), "reason": reason})
+
+
+def _extra(hosted: Hosted) -> dict[str, str]:
+    return {"model": hosted.model.name, "release": hosted.release_id[:16]}

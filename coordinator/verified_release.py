@@ -1,0 +1,100 @@
+"""A release on the coordinator's disk: checked offline, then hosted.
+
+Signature, torrent, and the aux shard that holds tokenizer and chat template; the coordinator reads no other shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from coordinator.access.admission import Admission
+from coordinator.availability import Availability
+from coordinator.hosting import Hosted
+from coordinator.membership import Membership
+from coordinator.pipeline import Pipeline
+from coordinator.service import OfferedRelease
+from coordinator.serving import ServedModel
+from mesh.clock import Clock
+from mesh.errors import UsageError
+from mesh.model.chat_template import ChatTemplate
+from mesh.model.tokenizer import Tokenizer
+from mesh.swarm.metainfo import check_torrent
+from mesh.weights.release import Release
+from mesh.weights.shard import Shard, read_shard
+from mesh.weights.signing import PublicKey, TrustRoot, signer_of
+from mesh.wire.channel import MAX_MESSAGE_BYTES
+
+_OFFER_ROOM_BYTES = 1024 * 1024  # of a message, for everything but manifest and torrent
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedRelease:
+    release: Release
+    signer: PublicKey
+    aux: Shard
+
+
+def verify(directory: Path, trust: TrustRoot) -> VerifiedRelease:
+    """Every check that needs no network. Raises IntegrityError, NotFound, UsageError."""
+    release = Release.open(directory, trust)
+    _ = release.manifest.config  # a release of plain files has none, and says so
+    check_torrent(release.torrent, release.manifest)
+    ref = release.manifest.shard("aux")
+    aux = read_shard(release.shard_path(ref), ref)
+    if len(release.envelope) + len(release.torrent) > MAX_MESSAGE_BYTES - _OFFER_ROOM_BYTES:
+        raise UsageError(f"{directory}: manifest and torrent are too large for one offer; use larger pieces")
+    return VerifiedRelease(release, signer_of(release.envelope, trust), aux)
+
+
+def host(
+    verified: VerifiedRelease, trust: TrustRoot, lease_seconds: float, clock: Clock, *, at_once: bool = False
+) -> Hosted:
+    """Everything that serves it; nothing is open yet. ``trust`` is what nodes are told."""
+    manifest = verified.release.manifest
+    membership = Membership(manifest.config.num_layers, lease_seconds)
+    availability = Availability(manifest.name, membership, clock)
+    pipeline = Pipeline(availability.find_route, availability.on_link_lost)
+    return Hosted(
+        offered=_offered(verified, trust),
+        membership=membership,
+        availability=availability,
+        model=_served_model(verified, pipeline, Admission(availability, clock)),
+        close=_closing(availability, pipeline),
+        replaces_at_once=at_once,
+    )
+
+
+def _closing(availability: Availability, pipeline: Pipeline) -> Callable[[], Awaitable[None]]:
+    async def close() -> None:
+        availability.stop()
+        await pipeline.close()
+
+    return close
+
+
+def _offered(verified: VerifiedRelease, trust: TrustRoot) -> OfferedRelease:
+    release = verified.release
+    return OfferedRelease(
+        release_id=release.manifest.release_id,
+        config=release.manifest.config,
+        trust_root=trust.to_bytes(),
+        envelope=release.envelope,
+        torrent=release.torrent,
+        license_text=bytes(verified.aux.bytes_of("LICENSE")),
+    )
+
+
+def _served_model(verified: VerifiedRelease, pipeline: Pipeline, admission: Admission) -> ServedModel:
+    manifest, tokenizer = verified.release.manifest, Tokenizer.from_aux(verified.aux)
+    return ServedModel(
+        name=manifest.name,
+        manifest=manifest,
+        tokenizer=tokenizer,
+        chat_template=ChatTemplate.from_aux(verified.aux, tokenizer),
+        pipeline=pipeline,
+        admission=admission,
+        created=int(datetime.fromisoformat(manifest.created).timestamp()),
+    )
