@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from coordinator.access.callers import Caller
 from coordinator.routing import Route
@@ -31,8 +31,8 @@ DEFAULT_MAX_TOKENS = 1024
 # Of one client's request, the rest waits for its turn: many prompts in one body must not fill every stage.
 SESSIONS_AT_ONCE = 8
 
-Message = Mapping[str, str]  # role, content
-FinishReason = Literal["stop", "length"]
+Message = Mapping[str, Any]  # role, content, and what a template knows besides
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,11 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     stop_ids: frozenset[int] = frozenset()  # end the answer as an end-of-sequence token does
     ignore_eos: bool = False
+    min_tokens: int = 0  # before which nothing ends the answer
+    is_shortened: bool = False  # max_tokens is cut to what the context leaves, instead of refused
+    prompt_param: str = ""  # what the client calls the prompt; "messages" of a Chat, else "prompt"
+    shown: frozenset[int] = frozenset()  # special tokens that leave their names in the text
+    tell_ids: bool = False  # in the TextEvents
     echo: bool = False  # begin with a PromptEvent
     prompt_logprobs: int | None = None  # in the PromptEvent, with so many likeliest tokens at each place
     grammar: MaskSource | None = None  # that the answer must follow
@@ -92,6 +97,18 @@ class TextEvent:
     text: str  # whole code points; empty only where ``tokens`` have none
     tokens: tuple[ScoredToken, ...] = ()  # if asked for: those sampled since the event before
     choice: int = 0
+    ids: TokenIds = ()  # if asked for: of all tokens sampled since the event before
+
+
+@dataclass(frozen=True, slots=True)
+class CallEvent:
+    """A tool call begins (``id`` and ``name`` are there), or goes on with more of its arguments."""
+
+    index: int  # of this answer's calls
+    arguments: str = ""  # JSON text, perhaps a part
+    id: str | None = None
+    name: str | None = None
+    choice: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +121,26 @@ class FinishEvent:
     ttft_seconds: float  # from the request to the first sampled token
     tokens_per_second: float | None  # of decoding, prefill not counted; None for a single token
     choice: int = 0
+    stop_string: str | None = None  # that ended the answer
+    fills_context: bool = False  # "length" is the context's, not the client's
 
 
-Event = PromptEvent | TextEvent | FinishEvent
+Event = PromptEvent | TextEvent | CallEvent | FinishEvent
+
+
+class ContextExceeded(RequestRefused):
+    """More tokens than the context holds.
+
+    The wording is what clients know an overflow by (LiteLLM reads its beginning, LangChain the code).
+    """
+
+    def __init__(self, told: str, *, param: str, tokens: int, limit: int) -> None:
+        super().__init__(
+            f"This model's maximum context length is {limit} tokens. However, {told}. (context_length_exceeded)",
+            code="context_length_exceeded",
+            param=param,
+        )
+        self.tokens, self.limit = tokens, limit
 
 
 async def generate(
@@ -120,8 +154,11 @@ async def generate(
     """
     timer = _Timer(clock or SystemClock())
     prompt_ids = await asyncio.to_thread(encode, model, request.prompt)
-    where = "messages" if isinstance(request.prompt, Chat) else "prompt"
-    max_new_tokens = admit(len(prompt_ids), request.max_tokens, model.context_length, where)
+    where = request.prompt_param or ("messages" if isinstance(request.prompt, Chat) else "prompt")
+    room, wanted = model.context_length - len(prompt_ids), request.max_tokens
+    if is_cut := request.is_shortened and wanted is not None and 0 < room < wanted:
+        wanted = room
+    max_new_tokens = admit(len(prompt_ids), wanted, model.context_length, where)
     answer = _Answer(model, request)
     token_request = TokenRequest(
         request_id=request.request_id,
@@ -161,6 +198,8 @@ async def generate(
         ttft_seconds=timer.ttft_seconds,
         tokens_per_second=timer.tokens_per_second,
         choice=request.choice,
+        stop_string=answer.stop_string,
+        fills_context=is_cut,
     )
     _log(model, request, finish)
     yield finish
@@ -204,29 +243,21 @@ async def generate_all(
 
 
 def admit(prompt_tokens: int, max_tokens: int | None, context_length: int, where: str = "messages") -> int:
-    """How many tokens may be sampled. Raises RequestRefused where the context is too short.
-
-    The wording is what clients know an overflow by (LiteLLM reads its beginning, LangChain the code).
-    """
+    """How many tokens may be sampled. Raises ContextExceeded where the context is too short."""
     if prompt_tokens == 0:
         raise RequestRefused(f"{where}: no token to begin with", param=where)
-    limit = f"This model's maximum context length is {context_length} tokens. However, "
     if prompt_tokens > context_length or (prompt_tokens == context_length and max_tokens != 0):
-        raise RequestRefused(
-            f"{limit}your {where} resulted in {prompt_tokens} tokens. (context_length_exceeded)",
-            code="context_length_exceeded",
-            param=where,
-        )
+        told = f"your {where} resulted in {prompt_tokens} tokens"
+        raise ContextExceeded(told, param=where, tokens=prompt_tokens, limit=context_length)
     room = context_length - prompt_tokens
     if max_tokens is None:
         return min(room, DEFAULT_MAX_TOKENS)
     if max_tokens > room:
-        raise RequestRefused(
-            f"{limit}you requested {prompt_tokens + max_tokens} tokens ({prompt_tokens} in the {where}, "
-            f"{max_tokens} in the completion). (context_length_exceeded)",
-            code="context_length_exceeded",
-            param="max_tokens",
+        tokens = prompt_tokens + max_tokens
+        told = (
+            f"you requested {tokens} tokens ({prompt_tokens} in the {where}, {max_tokens} in the completion)"
         )
+        raise ContextExceeded(told, param="max_tokens", tokens=tokens, limit=context_length)
     return max_tokens
 
 
@@ -257,32 +288,53 @@ class _Answer:
     def __init__(self, model: ServedModel, request: GenerationRequest) -> None:
         eos_ids = () if request.ignore_eos else model.manifest.config.eos_token_ids
         self._end_ids = request.stop_ids.union(eos_ids)
+        self._tokenizer, self._shown_ids = model.tokenizer, request.shown
         self._decoder = model.tokenizer.decoder()
         self._text = StopText(request.stop)
         self._choice = request.choice
+        self._left = request.min_tokens  # that must come before a stop string counts
         self._untold: list[ScoredToken] = []  # sampled, their text not yet certain
+        self._tells_ids = request.tell_ids
+        self._untold_ids: list[int] = []
         self._ended = False
 
     @property
     def is_stopped(self) -> bool:
         return self._ended or self._text.is_stopped
 
+    @property
+    def stop_string(self) -> str | None:
+        return self._text.stopped_by
+
     def push(self, token_id: int, logprobs: TokenLogprobs | None = None) -> TextEvent | None:
         """The text that this token makes certain, if any."""
+        self._left -= 1
         self._ended = token_id in self._end_ids
         if logprobs is not None:
             self._untold.append(ScoredToken(token_id, logprobs, is_end=self._ended))
-        text = "" if self._ended else self._text.push(self._decoder.push(token_id))
+        if self._tells_ids:
+            self._untold_ids.append(token_id)
+        text = "" if self._ended else self._checked(self._decoded(token_id))
         return self._event(text) if text else None
 
     def flush(self) -> TextEvent | None:
         """What was held back: the bytes of an unfinished code point, the beginning of no stop string."""
-        text = self._text.push(self._decoder.flush()) + self._text.flush()
-        return self._event(text) if text or self._untold else None
+        text = self._checked(self._decoder.flush()) + self._text.flush()
+        return self._event(text) if text or self._untold or self._untold_ids else None
+
+    def _decoded(self, token_id: int) -> str:
+        if token_id not in self._shown_ids:
+            return self._decoder.push(token_id)
+        return self._decoder.flush() + (self._tokenizer.token(token_id) or "")
+
+    def _checked(self, text: str) -> str:
+        """Up to a stop string."""
+        return text if self._left > 0 else self._text.push(text)
 
     def _event(self, text: str) -> TextEvent:
         tokens, self._untold = tuple(self._untold), []
-        return TextEvent(text, tokens, self._choice)
+        ids, self._untold_ids = tuple(self._untold_ids), []
+        return TextEvent(text, tokens, self._choice, ids)
 
 
 class _Timer:

@@ -10,6 +10,7 @@ from typing import Any
 
 from coordinator.api.fields import LEAST_TOP_P, MAX_ANSWERS, MAX_STOP_IDS, MAX_STOP_STRINGS, choice_seed
 from coordinator.generation import (
+    CallEvent,
     Chat,
     Event,
     FinishEvent,
@@ -85,7 +86,7 @@ def schema_of(message: generation_pb2.GenerateRequest) -> Mapping[str, Any] | No
 
 
 def to_event(event: Event, fingerprint: str) -> generation_pb2.GenerateEvent:
-    assert not isinstance(event, PromptEvent), "nobody asked for an echo"
+    assert not isinstance(event, PromptEvent | CallEvent), "nobody asked for an echo, nobody reads calls"
     if isinstance(event, FinishEvent):
         finish = generation_pb2.Finish(
             reason=generation_pb2.Finish.STOP if event.reason == "stop" else generation_pb2.Finish.LENGTH,

@@ -1,4 +1,4 @@
-"""Answers held to a JSON schema: which tokens may come next. The one door to llguidance.
+"""Answers held to a JSON schema or another grammar: which tokens may come next. The one door to llguidance.
 
 The coordinator has the tokenizer and the tokens, so the masks are made here, while the stages compute; the last stage
 only applies them. Compiling and masking run in threads: a large schema must not stop the event loop.
@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llguidance import LLMatcher, LLTokenizer
+from llguidance.gbnf_to_lark import any_to_lark
 
 from coordinator.token_pipeline import TokenMasks
 from mesh.errors import MeshError, RequestRefused
 from mesh.model.tokenizer import Tokenizer
 
-MAX_SCHEMA_BYTES = 256 * 1024
+MAX_GRAMMAR_BYTES = 256 * 1024
 # Without white space between values: a model that may write white space can write it until its tokens are spent.
-_OPTIONS: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+SCHEMA_OPTIONS: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 class GrammarFailed(MeshError):
@@ -27,7 +28,7 @@ class GrammarFailed(MeshError):
 
 
 class Grammar:
-    """A compiled schema; every answer follows it with masks of its own."""
+    """A compiled grammar; every answer follows it with masks of its own."""
 
     def __init__(self, tokenizer: LLTokenizer, grammar: str) -> None:
         self._tokenizer, self._grammar = tokenizer, grammar
@@ -47,7 +48,7 @@ class _Masks:
     async def next(self) -> bytes:
         mask = await asyncio.to_thread(self._matcher.compute_bitmask)
         if self._matcher.is_error():
-            raise GrammarFailed(f"response_format: {self._matcher.get_error().splitlines()[0][:200]}")
+            raise GrammarFailed(f"the answer's grammar: {self._matcher.get_error().splitlines()[0][:200]}")
         return mask[: self._mask_bytes]
 
 
@@ -62,15 +63,40 @@ class GrammarCompiler:
     async def compile(self, schema: Mapping[str, Any], param: str) -> Grammar:
         """Raises RequestRefused for a schema that is none, or that asks for what cannot be held."""
         text = json.dumps(schema)
-        if len(text) > MAX_SCHEMA_BYTES:
+        _check_size(text, "a schema", param)
+        return await self._compile(LLMatcher.grammar_from_json_schema(text, overrides=SCHEMA_OPTIONS), param)
+
+    async def compile_regex(self, pattern: str, param: str) -> Grammar:
+        """Of the whole answer, in the syntax of Rust's regex crate. Raises RequestRefused."""
+        _check_size(pattern, "a pattern", param)
+        return await self._compile(LLMatcher.grammar_from_regex(pattern), param)
+
+    async def compile_choice(self, choices: Sequence[str], param: str) -> Grammar:
+        """One of these texts. Raises RequestRefused."""
+        texts = [json.dumps(choice, ensure_ascii=False) for choice in choices]
+        return await self.compile_lark(f"start: {' | '.join(texts)}", param)
+
+    async def compile_grammar(self, text: str, param: str) -> Grammar:
+        """Lark as llguidance writes it, or the GBNF of llama.cpp. Raises RequestRefused."""
+        _check_size(text, "a grammar", param)
+        try:
+            lark = any_to_lark(text)
+        except Exception as exc:  # the library's reader of GBNF raises whatever it stumbles over
             raise RequestRefused(
-                f"{param}: a schema of {len(text)} bytes, expected at most {MAX_SCHEMA_BYTES}", param=param
-            )
+                f"{param}: neither Lark nor GBNF: {' '.join(str(exc).split())[:300]}", param=param
+            ) from exc
+        return await self.compile_lark(lark, param)
+
+    async def compile_lark(self, text: str, param: str) -> Grammar:
+        """Raises RequestRefused."""
+        _check_size(text, "a grammar", param)
+        return await self._compile(LLMatcher.grammar_from_lark(text), param)
+
+    async def _compile(self, grammar: str, param: str) -> Grammar:
         async with self._reading:
             if self._tokenizer is None:
                 self._tokenizer = await asyncio.to_thread(self._read)
         tokenizer = self._tokenizer
-        grammar = LLMatcher.grammar_from_json_schema(text, overrides=_OPTIONS)
         is_error, told = await asyncio.to_thread(LLMatcher.validate_grammar_with_warnings, grammar, tokenizer)
         if is_error:
             raise RequestRefused(f"{param}: {' '.join(told[0].split())[:300]}", param=param)
@@ -78,3 +104,10 @@ class GrammarCompiler:
 
     def _read(self) -> LLTokenizer:
         return LLTokenizer(self._source.to_json(), n_vocab=self._vocab_size, eos_token=list(self._eos_ids))
+
+
+def _check_size(text: str, what: str, param: str) -> None:
+    if len(text) > MAX_GRAMMAR_BYTES:
+        raise RequestRefused(
+            f"{param}: {what} of {len(text)} bytes, expected at most {MAX_GRAMMAR_BYTES}", param=param
+        )

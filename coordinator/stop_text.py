@@ -21,7 +21,11 @@ class StopText:
         assert all(stops), "an empty stop string would end every text at once"
         self._stops = tuple(stops)
         self._held = ""
-        self.is_stopped = False
+        self.stopped_by: str | None = None  # the stop string that was met
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.stopped_by is not None
 
     def push(self, piece: str) -> str:
         """What of the text up to here may be shown now."""
@@ -30,10 +34,11 @@ class StopText:
         text = self._held + piece
         # The stop string that is complete first wins, as if the text had come character by character: the answer
         # must not depend on where the pieces were cut. Of two that end together, the longer hides more.
-        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        found = [(start + len(stop), start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
         if found:
-            self.is_stopped, self._held = True, ""
-            return text[: min(found)[1]]
+            _, start, self.stopped_by = min(found)
+            self._held = ""
+            return text[:start]
         shown = len(text) - self._longest_beginning(text)
         self._held = text[shown:]
         return text[:shown]

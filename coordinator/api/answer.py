@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from coordinator.api.errors import Failure
 from coordinator.generation import Event, FinishEvent
 
 
@@ -48,7 +49,15 @@ class Answer(Protocol):
     def chunks(self, event: Event) -> list[dict[str, Any]]:
         """Chunks of one event; the last of a choice's finish says why it ended."""
 
-    def usage_chunk(self, finishes: Sequence[FinishEvent]) -> dict[str, Any]: ...
+    def closing(self, finishes: Sequence[FinishEvent], include_usage: bool) -> list[dict[str, Any]]:
+        """Chunks behind the last choice's finish."""
+
+    def failure(self, failure: Failure, request_id: str) -> list[dict[str, Any]]:
+        """Chunks that end a stream which cannot go on."""
+
+    @property
+    def has_event_names(self) -> bool:
+        """Each chunk travels under its own ``type``; else under none, and ``[DONE]`` comes behind the last."""
 
 
 def usage(finishes: Sequence[FinishEvent], answers_per_prompt: int) -> dict[str, int]:

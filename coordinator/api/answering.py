@@ -87,17 +87,17 @@ class AnswerResponse(Response):
 
     async def _events(self, generation: RunningGeneration, request_id: str) -> AsyncIterator[ServerSentEvent]:
         for chunk in self._answer.opening():
-            yield _event(chunk)
+            yield self._event(chunk)
         finishes: list[FinishEvent] = []
         async for event in generation.events():
             chunks = self._answer.chunks(event)
             if isinstance(event, FinishEvent):
                 finishes.append(event)
                 if len(finishes) == self._answer.answers:
-                    chunks += [self._answer.usage_chunk(finishes)] if self._include_usage else []
+                    chunks += self._answer.closing(finishes, self._include_usage)
                     chunks[-1]["mesh"] = mesh_object(event)
             for chunk in chunks:
-                yield _event(chunk)
+                yield self._event(chunk)
         if (error := generation.error) is not None:
             # Too late for a status. Clients raise on such an event; without [DONE] nobody takes the text for
             # whole.
@@ -110,9 +110,15 @@ class AnswerResponse(Response):
                 extra={"request_id": request_id, "code": failure.code},
                 exc_info=None if is_ours else error,
             )
-            yield _event(failure.body())
-            return
-        yield ServerSentEvent("[DONE]", sep="\n")
+            for chunk in self._answer.failure(failure, request_id):
+                yield self._event(chunk)
+        elif not self._answer.has_event_names:
+            yield ServerSentEvent("[DONE]", sep="\n")
+
+    def _event(self, chunk: dict[str, Any]) -> ServerSentEvent:
+        data = json.dumps(chunk, ensure_ascii=False, separators=(",", ":"))
+        name = chunk["type"] if self._answer.has_event_names else None
+        return ServerSentEvent(data, event=name, sep="\n")
 
 
 class _ClientGone(Exception):
@@ -140,7 +146,3 @@ async def _disconnected(receive: Receive) -> None:
 
 def _log_gone(request_id: str) -> None:
     logger.info("client gone", extra={"request_id": request_id})
-
-
-def _event(value: dict[str, Any]) -> ServerSentEvent:
-    return ServerSentEvent(json.dumps(value, ensure_ascii=False, separators=(",", ":")), sep="\n")

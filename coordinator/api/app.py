@@ -27,16 +27,20 @@ from coordinator.api.chat_request import ChatRequest
 from coordinator.api.chat_response import ChatAnswer
 from coordinator.api.completion_request import CompletionRequest
 from coordinator.api.completion_response import CompletionAnswer
+from coordinator.api.constraint import compile_constraint, constraint_of
+from coordinator.api.conversation import prepare
 from coordinator.api.errors import ERROR_RESPONSES, Failure, describe, respond
 from coordinator.api.fields import AnswerFields
 from coordinator.api.gate import Gate
 from coordinator.api.middleware import BodyLimit, RequestId
 from coordinator.api.text_tools import text_routes
+from coordinator.calling import with_calls
 from coordinator.generation import GenerationRequest, generate_all
 from coordinator.grammar import GrammarCompiler
 from coordinator.per_release import PerRelease
 from coordinator.probing import Probe, ProbeOutcome
 from coordinator.serving import MeshHealth, ModelHealth, ServedModel
+from coordinator.tools.reading import CallReader
 from mesh.errors import MeshError, RequestRefused
 
 _STREAMED: dict[int | str, dict[str, Any]] = {
@@ -74,20 +78,25 @@ def create_app(
     @app.post("/v1/chat/completions", response_model=None, responses=_STREAMED)
     async def create_chat_completion(chat: ChatRequest, request: Request) -> Response:
         model = _find(models, chat.model, request)
-        schema, grammar = chat.schema_to_follow(), None
-        if schema is not None:
-            grammar = await compiler_of(model).compile(schema, chat_request.SCHEMA_PARAM)
-        wanted = chat_request.to_generation_requests(
-            chat, request.state.request_id, _vocab_size(model), grammar
+        prepared = await prepare(chat.to_conversation(_vocab_size(model)), model, compiler_of(model))
+        wanted = chat_request.to_generation_requests(chat, request.state.request_id, model, prepared)
+        answer = ChatAnswer(
+            _head(model, "chatcmpl"),
+            model.tokenizer,
+            len(wanted),
+            bool(chat.logprobs),
+            prompt_ids=prepared.prompt if chat.return_token_ids else None,
         )
-        answer = ChatAnswer(_head(model, "chatcmpl"), model.tokenizer, len(wanted), bool(chat.logprobs))
-        return _respond(request, model, chat, wanted, answer)
+        return _respond(request, model, chat, wanted, answer, prepared.new_reader)
 
     @app.post("/v1/completions", response_model=None, responses=_STREAMED)
     async def create_completion(completion: CompletionRequest, request: Request) -> Response:
         model = _find(models, completion.model, request)
+        constraint, grammar = constraint_of(completion), None
+        if constraint is not None:
+            grammar = await compile_constraint(constraint, compiler_of(model))
         wanted = completion_request.to_generation_requests(
-            completion, request.state.request_id, _vocab_size(model)
+            completion, request.state.request_id, model, grammar
         )
         answer = CompletionAnswer(
             _head(model, "cmpl"),
@@ -96,6 +105,8 @@ def create_app(
             answers_per_prompt=completion.answers,
             choices_per_prompt=completion.n or 1,
             has_logprobs=completion.logprobs is not None,
+            echoes=bool(completion.echo),
+            tells_ids=bool(completion.return_token_ids),
         )
         return _respond(request, model, completion, wanted, answer)
 
@@ -140,10 +151,12 @@ def _respond(
     fields: AnswerFields,
     wanted: list[GenerationRequest],
     answer: Answer,
+    new_reader: Callable[[], CallReader] | None = None,
 ) -> Response:
+    events = generate_all(model, wanted, _caller(request))
     return AnswerResponse(
         answer,
-        generate_all(model, wanted, _caller(request)),
+        events if new_reader is None else with_calls(events, new_reader),
         stream=bool(fields.stream),
         include_usage=fields.include_usage,
         timeout_seconds=fields.timeout,

@@ -10,8 +10,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, PlainValidator
 
-from coordinator.api.fields import MAX_ANSWERS, AnswerFields, choice_seed, unicode_text
+from coordinator.api.fields import MAX_ANSWERS, AnswerFields, choice_seed, hold_longer, unicode_text
 from coordinator.generation import GenerationRequest
+from coordinator.serving import ServedModel
+from coordinator.token_pipeline import MaskSource
 from mesh.errors import RequestRefused
 from mesh.model.sampling import MAX_TOP_LOGPROBS
 
@@ -62,11 +64,13 @@ class CompletionRequest(AnswerFields):
 
 
 def to_generation_requests(
-    completion: CompletionRequest, request_id: str, vocab_size: int
+    completion: CompletionRequest, request_id: str, model: ServedModel, grammar: MaskSource | None
 ) -> list[GenerationRequest]:
     """One for each answer, prompt by prompt. Raises RequestRefused for what the types cannot say."""
+    vocab_size = model.manifest.config.vocab_size
     completion.check(vocab_size)
     _check_together(completion, vocab_size)
+    grammar = hold_longer(completion, model, grammar)
     # Answers are ranked by their log-probabilities, whether the client wants to see them or not.
     top = 0 if completion.logprobs is None and completion.is_ranked else completion.logprobs
     sampling = completion.sampling(top)
@@ -75,17 +79,24 @@ def to_generation_requests(
             request_id=request_id,
             prompt=prompt,
             sampling=dataclasses.replace(sampling, seed=choice_seed(sampling.seed, answer)),
-            max_tokens=DEFAULT_MAX_TOKENS if completion.max_tokens is None else completion.max_tokens,
+            max_tokens=_max_tokens(completion),
             stop=tuple(completion.stop or ()),
             stop_ids=frozenset(completion.stop_token_ids or ()),
             ignore_eos=bool(completion.ignore_eos),
-            echo=bool(completion.echo),
+            min_tokens=completion.min_tokens or 0,
+            grammar=grammar,
+            tell_ids=bool(completion.return_token_ids),
+            echo=bool(completion.echo or completion.return_token_ids),
             prompt_logprobs=completion.logprobs if completion.echo else None,
             choice=index * completion.answers + answer,
         )
         for index, prompt in enumerate(completion.prompt)
         for answer in range(completion.answers)
     ]
+
+
+def _max_tokens(completion: CompletionRequest) -> int:
+    return DEFAULT_MAX_TOKENS if completion.max_tokens is None else completion.max_tokens
 
 
 def _check_together(completion: CompletionRequest, vocab_size: int) -> None:
@@ -101,6 +112,8 @@ def _check_together(completion: CompletionRequest, vocab_size: int) -> None:
             f"expected at most {MAX_ANSWERS} in all",
             param="n",
         )
+    if (completion.min_tokens or 0) > _max_tokens(completion):
+        raise RequestRefused("min_tokens is more than max_tokens", param="min_tokens")
     if completion.max_tokens == 0 and not completion.echo:
         raise RequestRefused("max_tokens 0 without echo asks for nothing", param="max_tokens")
     for prompt in completion.prompt:

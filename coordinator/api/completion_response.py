@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from coordinator.api.answer import AnswerHead, json_logprob, mesh_object, token_text, usage
+from coordinator.api.errors import Failure
 from coordinator.generation import Event, FinishEvent, PromptEvent, ScoredToken, TextEvent
 from mesh.model.logprobs import TokenLogprobs
 from mesh.model.tokenizer import Tokenizer
@@ -27,6 +28,8 @@ class _Told:
     )  # token id, None for the first
     sampled: list[ScoredToken] = field(default_factory=list)
     finish: FinishEvent | None = None
+    prompt_ids: tuple[int, ...] = ()
+    ids: tuple[int, ...] = ()
 
     @property
     def mean_logprob(self) -> float:
@@ -45,6 +48,9 @@ class CompletionAnswer:
     answers_per_prompt: int  # best_of
     choices_per_prompt: int  # n
     has_logprobs: bool
+    echoes: bool = True  # the prompt is part of the text
+    tells_ids: bool = False
+    has_event_names: ClassVar[bool] = False
     _offsets: dict[int, int] = field(default_factory=dict)  # by choice: characters of token text so far
 
     @property
@@ -80,15 +86,25 @@ class CompletionAnswer:
         self._tell(part, event)
         offset = self._offsets.get(event.choice, 0)
         logprobs, self._offsets[event.choice] = self._logprobs(part.scored, offset)
-        return [self._chunk(event.choice, part.text, logprobs)]
+        chunk = self._chunk(event.choice, part.text, logprobs)
+        if self.tells_ids:
+            chunk["choices"][0] |= _ids(part)
+        return [chunk]
 
-    def usage_chunk(self, finishes: Sequence[FinishEvent]) -> dict[str, Any]:
+    def closing(self, finishes: Sequence[FinishEvent], include_usage: bool) -> list[dict[str, Any]]:
         head = self.head.of("text_completion")
-        return {**head, "choices": [], "usage": usage(finishes, self.answers_per_prompt)}
+        told = {**head, "choices": [], "usage": usage(finishes, self.answers_per_prompt)}
+        return [told] if include_usage else []
+
+    def failure(self, failure: Failure, request_id: str) -> list[dict[str, Any]]:
+        return [failure.body()]
 
     def _tell(self, told: _Told, event: Event) -> None:
         match event:
             case PromptEvent():
+                told.prompt_ids = event.ids
+                if not self.echoes:
+                    return
                 prompt = self.prompts[event.choice // self.answers_per_prompt]
                 if not isinstance(prompt, str):
                     prompt = self.tokenizer.decode(event.ids, show_special=True)
@@ -96,6 +112,7 @@ class CompletionAnswer:
                 told.scored += zip(event.ids, (None, *event.logprobs), strict=False)
             case TextEvent():
                 told.text += event.text
+                told.ids += event.ids
                 told.sampled += event.tokens
                 told.scored += [(scored.token_id, scored.logprobs) for scored in event.tokens]
             case FinishEvent():
@@ -104,7 +121,8 @@ class CompletionAnswer:
     def _body_choice(self, index: int, told: _Told) -> dict[str, Any]:
         assert told.finish is not None
         logprobs, _ = self._logprobs(told.scored, 0)
-        return _choice(index, told.text, logprobs, told.finish.reason)
+        choice = _choice(index, told.text, logprobs, told.finish.reason)
+        return choice | _ids(told) if self.tells_ids else choice
 
     def _chunk(
         self, choice: int, text: str, logprobs: dict[str, Any] | None, finish_reason: str | None = None
@@ -142,6 +160,12 @@ class CompletionAnswer:
 
     def _text(self, token_id: int) -> str:
         return token_text(self.tokenizer.token_bytes(token_id))
+
+
+def _ids(told: _Told) -> dict[str, list[int]]:
+    """As vLLM tells them."""
+    prompt = {"prompt_token_ids": list(told.prompt_ids)} if told.prompt_ids else {}
+    return {**prompt, "token_ids": list(told.ids)}
 
 
 def _choice(

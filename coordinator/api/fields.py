@@ -14,6 +14,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from coordinator.least_tokens import LeastTokens
+from coordinator.serving import ServedModel
+from coordinator.token_pipeline import MaskSource
 from mesh.errors import RequestRefused
 from mesh.model.sampling import MAX_BIASED_TOKENS, SamplingParams
 
@@ -31,7 +34,7 @@ _MAX_INT = (1 << 31) - 1
 
 # Not honoured: name -> values that ask for nothing. Any other value is refused.
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "tools": ([],),
+    "tools": ([],),  # of completions: chat has them
     "functions": ([],),
     "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
@@ -43,12 +46,9 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     # The vocabulary of local servers (llama.cpp, vLLM), sent through the client's ``extra_body``.
     "typical_p": (1,),
     "repeat_penalty": (1,),
-    "min_tokens": (0,),
     "chat_template_kwargs": ({},),
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
-    "return_token_ids": (False,),
-    "grammar": ("",),
 }
 
 
@@ -79,6 +79,17 @@ class Lenient(BaseModel):
 
 class StreamOptions(Lenient):
     include_usage: bool | None = None
+
+
+class StructuredOutputs(Lenient):
+    """vLLM's."""
+
+    json_: dict[str, Any] | str | None = Field(None, alias="json")
+    regex: Text | None = None
+    choice: list[Text] | None = None
+    grammar: Text | None = None
+    json_object: bool | None = None
+    structural_tag: Any = None
 
 
 class AnswerFields(BaseModel):
@@ -116,6 +127,19 @@ class AnswerFields(BaseModel):
     ] = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_IDS)] | None = None
     ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=_MAX_INT)] | None = Field(
+        None, description="Before so many tokens nothing ends the answer."
+    )
+    return_token_ids: bool | None = None
+    grammar: Text | None = Field(None, description="Lark, as llguidance writes it, or llama.cpp's GBNF.")
+    json_schema: dict[str, Any] | None = Field(None, description="llama.cpp's: of the answer.")
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = Field(
+        None, description="This and its like are vLLM's older names."
+    )
+    guided_regex: Text | None = None
+    guided_choice: list[Text] | None = None
+    guided_grammar: Text | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     timeout: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_SECONDS)] | None = Field(
@@ -137,6 +161,13 @@ class AnswerFields(BaseModel):
                 )
         if self.stream_options is not None and not self.stream:
             raise RequestRefused("stream_options is only allowed when stream is true", param="stream_options")
+        if self.ignore_eos and self.min_tokens:
+            raise RequestRefused("min_tokens with ignore_eos asks for nothing more", param="min_tokens")
+        if stray := [each for each in self.stop_token_ids or () if each >= vocab_size]:
+            raise RequestRefused(
+                f"stop_token_ids: token {stray[0]} is not in the model's vocabulary of {vocab_size}",
+                param="stop_token_ids",
+            )
         for token_id in map(int, self.logit_bias or ()):
             if token_id >= vocab_size:
                 raise RequestRefused(
@@ -161,6 +192,15 @@ class AnswerFields(BaseModel):
             logit_bias=tuple(bias.items()),
             top_logprobs=top_logprobs,
         )
+
+
+def hold_longer(fields: AnswerFields, model: ServedModel, grammar: MaskSource | None) -> MaskSource | None:
+    """The grammar, with nothing that ends the answer before ``min_tokens``."""
+    if not fields.min_tokens:
+        return grammar
+    config = model.manifest.config
+    end_ids = {*config.eos_token_ids, *(fields.stop_token_ids or ())}
+    return LeastTokens(fields.min_tokens, end_ids, config.vocab_size, grammar)
 
 
 def choice_seed(seed: int, choice: int) -> int:

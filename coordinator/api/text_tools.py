@@ -9,8 +9,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from pydantic import Field
 
-from coordinator.api.chat_request import ChatMessage, to_messages
+from coordinator.api.chat_request import ChatMessage, TemplateVariables, to_messages
+from coordinator.api.conversation import Conversation, render
 from coordinator.api.fields import Lenient, Text, TokenId
+from coordinator.api.tool_fields import MAX_TOOLS, ToolField, chat_tools
 from coordinator.serving import ServedModel
 from mesh.errors import RequestRefused
 
@@ -40,6 +42,8 @@ class DetokenizeRequest(_OfModel):
 
 class TemplateRequest(_OfModel):
     messages: list[ChatMessage]
+    tools: Annotated[list[ToolField], Field(max_length=MAX_TOOLS)] | None = None
+    chat_template_kwargs: TemplateVariables | None = None
 
 
 def text_routes(find: Callable[[str | None, Request], ServedModel]) -> APIRouter:
@@ -77,7 +81,9 @@ def text_routes(find: Callable[[str | None, Request], ServedModel]) -> APIRouter
     async def apply_template(body: TemplateRequest, request: Request) -> dict[str, str]:
         model = find(body.model, request)
         messages = to_messages(body.messages)
-        return {"prompt": await asyncio.to_thread(model.chat_template.render, messages)}
+        use = chat_tools(body.tools or (), None, is_parallel=True)
+        conversation = Conversation(messages, use, variables=body.chat_template_kwargs or {})
+        return {"prompt": await asyncio.to_thread(render, conversation, model)}
 
     return router
 

@@ -10,12 +10,13 @@ Knows templates. Which roles and contents a client may send is the HTTP layer's 
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -58,12 +59,15 @@ class ChatTemplate:
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         try:
             self._template = environment.from_string(source)
+            known = meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateError as exc:
             reason = " ".join(str(exc).split())[:200]
             raise ShardCorrupt(
                 "aux", "a readable chat template", reason, "its publisher must pack it again"
             ) from exc
         self._variables = dict(variables)
+        self.source = source
+        self.takes_tools = "tools" in known
 
     @classmethod
     def from_aux(cls, shard: Shard, tokenizer: Tokenizer) -> ChatTemplate:
@@ -85,17 +89,31 @@ class ChatTemplate:
         texts = {name: tokenizer.token(id_) if id_ is not None else None for name, id_ in ids.items()}
         return cls(source, {name: text or "" for name, text in texts.items()})
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
-        """The prompt. Raises RequestRefused (param ``messages``) if the template does not take the messages."""
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        variables: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The prompt. Raises RequestRefused (param ``messages``) if the template does not take the messages.
+
+        ``variables`` are further ones that the template knows; they cannot replace those given here.
+        """
         parts: list[str] = []
         length = 0
         try:
             for part in self._template.generate(
-                messages=[dict(message) for message in messages],
-                tools=None,  # given, and nothing: some templates ask whether they are none, some whether they are defined
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._variables,
+                **self._variables
+                | dict(variables or {})
+                | {
+                    "messages": [dict(message) for message in messages],
+                    # Given, and nothing: some templates ask whether they are none, some whether they are defined.
+                    "tools": [dict(tool) for tool in tools] or None,
+                    "documents": None,
+                    "add_generation_prompt": add_generation_prompt,
+                }
             ):
                 length += len(part)
                 if length > _MAX_PROMPT_CHARACTERS:
@@ -110,6 +128,25 @@ class ChatTemplate:
                 f"the model's chat template does not take these messages: {reason}", param="messages"
             ) from exc
         return "".join(parts)
+
+    def render_open(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt up to the end of the last message's content, which the model then continues."""
+        # The content may stand anywhere in the prompt, trimmed or not; a mark that nobody can have written tells where.
+        mark = secrets.token_hex(16)
+        last = {**messages[-1], "content": f"{messages[-1].get('content') or ''}{mark}"}
+        prompt = self.render(
+            [*messages[:-1], last], tools=tools, variables=variables, add_generation_prompt=False
+        )
+        opened, found, _ = prompt.rpartition(mark)
+        if not found:
+            raise RequestRefused("the model's chat template does not show the last message", param="messages")
+        return opened
 
 
 class _GenerationBlock(Extension):

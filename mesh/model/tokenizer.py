@@ -95,6 +95,11 @@ class Tokenizer:
         found: str | None = self._tokenizer.id_to_token(token_id)
         return found
 
+    def special_id(self, token: str) -> int | None:
+        """The id of a special token of that name: one that is no text."""
+        token_id: int | None = self._tokenizer.token_to_id(token)
+        return token_id if token_id in self._special_ids else None
+
     def decoder(self) -> IncrementalDecoder:
         return IncrementalDecoder(self.decode, self._special_ids)
 

@@ -21,15 +21,11 @@ async def post(**fields: Any) -> tuple[int, Any, FakePipeline]:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": "x", "format": "wav"}),
         ("web_search_options", {}),
-        ("min_tokens", 5),
         ("repeat_penalty", 1.1),
-        ("grammar", "root ::= x"),
     ],
 )
 async def test_what_would_change_the_answer_is_refused_by_name(name: str, value: object) -> None:
@@ -142,9 +138,8 @@ async def test_roles_and_parts_become_what_the_template_knows() -> None:
             "name": "x",
         },
         {"role": "assistant", "content": None, "refusal": None},
-        {"role": "tool", "content": "42", "tool_call_id": "c"},
     )
-    assert prompt == "|system\nbe brief|\n|user\none\ntwo|\n|assistant\n|\n|tool\n42|\n|assistant\n"
+    assert prompt == "|system\nbe brief|\n|user\none\ntwo|\n|assistant\n|\n|assistant\n"
 
 
 @pytest.mark.parametrize(
@@ -155,9 +150,9 @@ async def test_roles_and_parts_become_what_the_template_knows() -> None:
             "messages[0].content[0]",
         ),
         ({"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}, "messages[0].content[0]"),
-        ({"role": "assistant", "tool_calls": [{"id": "c"}]}, "messages[0].tool_calls"),
+        ({"role": "assistant", "function_call": {"name": "f"}}, "messages[0].function_call"),
     ],
 )
-async def test_images_sound_and_tool_calls_are_refused_by_place(message: dict[str, Any], param: str) -> None:
+async def test_images_sound_and_old_calls_are_refused_by_place(message: dict[str, Any], param: str) -> None:
     status, error, _ = await post(messages=[message])
     assert (status, error["code"], error["param"]) == (400, "unsupported_parameter", param)

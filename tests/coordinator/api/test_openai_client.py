@@ -81,7 +81,7 @@ async def test_an_unknown_model_is_not_found() -> None:
         ({"max_tokens": 500}, "context_length_exceeded", "max_tokens"),
         ({"messages": []}, "invalid_value", "messages"),
         ({"n": 129}, "invalid_value", "n"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "unsupported_parameter", "tools"),
+        ({"tools": [{"type": "web_search"}]}, "unsupported_parameter", "tools[0].type"),
     ],
 )
 async def test_a_bad_request_says_what_is_wrong(fields: dict[str, object], code: str, param: str) -> None:
