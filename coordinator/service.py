@@ -52,6 +52,7 @@ class OfferedRelease:
     envelope: bytes
     torrent: bytes
     license_text: bytes
+    twin_torrent: bytes = b""  # empty: the release has no encoded twins
 
 
 class HostedRelease(Protocol):
@@ -121,6 +122,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             trust_root=release.trust_root,
             manifest=release.envelope,
             torrent=release.torrent,
+            twin_torrent=release.twin_torrent,
             license_text=release.license_text,
             layers=common_pb2.LayerRange(start=layers.start, stop=layers.stop),
             peers=_wire_peers(hosted.membership.peers(now, excluding=applicant.node_id)),

@@ -22,6 +22,7 @@ from mesh.errors import UsageError
 from mesh.model.chat_template import ChatTemplate
 from mesh.model.tokenizer import Tokenizer
 from mesh.swarm.metainfo import check_torrent
+from mesh.swarm.twins import check_twin_torrent, readable_encoding
 from mesh.weights.release import Release
 from mesh.weights.shard import Shard, read_shard
 from mesh.weights.signing import PublicKey, TrustRoot, signer_of
@@ -83,8 +84,19 @@ def _offered(verified: VerifiedRelease, trust: TrustRoot) -> OfferedRelease:
         trust_root=trust.to_bytes(),
         envelope=release.envelope,
         torrent=release.torrent,
+        twin_torrent=_twin_torrent(release),
         license_text=bytes(verified.aux.bytes_of("LICENSE")),
     )
+
+
+def _twin_torrent(release: Release) -> bytes:
+    """Empty when there is none, or no room for it in an offer: nodes then fetch the shards as they are."""
+    encoding, torrent = readable_encoding(release.manifest), release.twin_torrent
+    if encoding is None or torrent is None:
+        return b""
+    check_twin_torrent(torrent, encoding, release.manifest)
+    size = len(release.envelope) + len(release.torrent) + len(torrent)
+    return torrent if size <= MAX_MESSAGE_BYTES - _OFFER_ROOM_BYTES else b""
 
 
 def _served_model(verified: VerifiedRelease, pipeline: Pipeline, admission: Admission) -> ServedModel:

@@ -14,6 +14,7 @@ from mesh.layers import LayerRange
 from mesh.model.memory import StagePlan, plan_stage
 from mesh.sizes import format_size
 from mesh.swarm.metainfo import check_torrent
+from mesh.swarm.twins import check_twin_torrent, readable_encoding
 from mesh.weights.manifest import Manifest, ShardRef
 from mesh.weights.signing import TrustRoot, open_manifest
 
@@ -39,6 +40,7 @@ class OfferedBytes:
     torrent: bytes
     layers: LayerRange
     license_text: bytes = b""
+    twin_torrent: bytes = b""  # empty: the release has no encoded twins
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class AcceptedOffer:
     layers: LayerRange
     shards: tuple[ShardRef, ...]
     plan: StagePlan
+    twin_torrent: bytes | None = None  # None: the release has no encoded twins
 
     @property
     def shard_bytes(self) -> int:
@@ -90,6 +93,10 @@ def accept(
         )
     # (3) the torrent may name nothing but the manifest's shards
     check_torrent(offer.torrent, manifest)
+    encoding = readable_encoding(manifest)
+    twin_torrent = offer.twin_torrent if encoding is not None and offer.twin_torrent else None
+    if encoding is not None and twin_torrent is not None:
+        check_twin_torrent(twin_torrent, encoding, manifest)
     # (4) licence: nobody accepts what they were not shown
     license_ = manifest.license
     if license_.acceptance_required and limits.accepted_license != license_.id:
@@ -114,7 +121,9 @@ def accept(
             f"layers {offer.layers} need {format_size(plan.total_bytes)} of memory, {format_size(limits.memory_bytes)} "
             "may be used; raise --memory, lower --kv-tokens or ask for fewer --layers"
         )
-    accepted = AcceptedOffer(manifest, offer.torrent, offer.layers, manifest.shards_for(offer.layers), plan)
+    accepted = AcceptedOffer(
+        manifest, offer.torrent, offer.layers, manifest.shards_for(offer.layers), plan, twin_torrent
+    )
     if accepted.shard_bytes > limits.disk_bytes:
         raise NotEnoughDisk(
             f"layers {offer.layers} need {format_size(accepted.shard_bytes)} of disk, "

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from mesh.cli.run_cli import new_app, run_app
+from mesh.swarm.encoding_choice import Encoding
 
 app = new_app("mesh-node", "Lend this machine's memory to a mesh: host a range of a model's layers.")
 
@@ -72,6 +73,12 @@ def join(
             envvar="MESH_MAX_UPLOAD", help="Seed at most this much per second, e.g. 2MB. Default: no limit."
         ),
     ] = None,
+    encoding: Annotated[
+        Encoding,
+        typer.Option(
+            envvar="MESH_ENCODING", help="Fetch shards as they are, encoded, or whichever is sooner there."
+        ),
+    ] = Encoding.AUTO,
     accept_license: Annotated[
         str | None,
         typer.Option(envvar="MESH_ACCEPT_LICENSE", help="Id of the model's licence, once you have read it."),
@@ -128,6 +135,7 @@ def join(
         insecure=insecure,
         wait_seconds=wait,
         json_events=json_events,
+        encoding=encoding,
     )
     from node.daemon import run
 

@@ -78,6 +78,7 @@ class CoordinatorClient:
             offer.torrent,
             LayerRange(offer.layers.start, offer.layers.stop),
             offer.license_text,
+            offer.twin_torrent,
         )
         return offered, endpoints(offer.peers)
 

@@ -24,8 +24,9 @@ from mesh.model.engines import EngineChoice, LoadedStage
 from mesh.model.kv_cache import KvBudget
 from mesh.model.loader import load_stage
 from mesh.model.prefill import PREFILL_CHUNK
-from mesh.swarm.fetching import FetchProgress, FetchReport, fetch
+from mesh.swarm.fetching import FetchProgress, FetchReport
 from mesh.swarm.session import SwarmSession
+from mesh.swarm.twin_fetching import ReleaseTorrents, fetch_release
 from mesh.weights.manifest import ShardRef
 from mesh.weights.signing import TrustRoot
 from mesh.weights.store import ShardStore
@@ -209,15 +210,15 @@ async def _fetch(
         status.progress = progress.done_bytes / max(1, progress.wanted_bytes)
         parts.reporter.fetching(progress)
 
-    report: FetchReport = await fetch(
+    report: FetchReport = await fetch_release(
         parts.swarm,
-        accepted.torrent,
-        accepted.manifest,
+        ReleaseTorrents(accepted.manifest, accepted.torrent, accepted.twin_torrent),
         accepted.shards,
         config.data / "swarm",
         peers=lambda: membership.peers,
         on_progress=on_progress,
         store=parts.store,
+        encoding=config.encoding,
     )
     status.progress = 1.0
     status.fetched_bytes, status.redundant_bytes = report.fetched_bytes, report.redundant_bytes

@@ -25,35 +25,35 @@ _sym_db = _symbol_database.Default()
 from mesh.wire import common_pb2 as mesh_dot_wire_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmesh/wire/coordinator.proto\x12\x0cmesh.wire.v1\x1a\x16mesh/wire/common.proto\"^\n\x08\x43\x61pacity\x12\x14\n\x0cmemory_bytes\x18\x01 \x01(\x04\x12\x12\n\ndisk_bytes\x18\x02 \x01(\x04\x12(\n\x06layers\x18\x03 \x01(\x0b\x32\x18.mesh.wire.v1.LayerRange\"\x84\x02\n\x0cOfferRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0ctoken_secret\x18\x03 \x01(\x0c\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x13\n\x0bincarnation\x18\x06 \x01(\x06\x12(\n\x08\x63\x61pacity\x18\x07 \x01(\x0b\x32\x16.mesh.wire.v1.Capacity\x12\x11\n\tkernel_id\x18\x08 \x01(\t\x12\x11\n\tkv_tokens\x18\t \x01(\r\x12\r\n\x05model\x18\x15 \x01(\t\x12\x12\n\nrelease_id\x18\x16 \x01(\t\x12\x14\n\x0cmax_sessions\x18\x14 \x01(\r\"\xb9\x01\n\x05Offer\x12\x12\n\nrelease_id\x18\x01 \x01(\t\x12\x12\n\ntrust_root\x18\x02 \x01(\x0c\x12\x10\n\x08manifest\x18\x03 \x01(\x0c\x12\x0f\n\x07torrent\x18\x04 \x01(\x0c\x12(\n\x06layers\x18\x05 \x01(\x0b\x32\x18.mesh.wire.v1.LayerRange\x12%\n\x05peers\x18\x06 \x03(\x0b\x32\x16.mesh.wire.v1.Endpoint\x12\x14\n\x0clicense_text\x18\x07 \x01(\x0c\"\x86\x01\n\nAcceptance\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x12\n\nrelease_id\x18\x03 \x01(\t\x12(\n\x06layers\x18\x04 \x01(\x0b\x32\x18.mesh.wire.v1.LayerRange\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x04\"\xb2\x02\n\x10HeartbeatRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.mesh.wire.v1.NodeState\x12\x10\n\x08progress\x18\x04 \x01(\x02\x12%\n\x05stage\x18\x05 \x01(\x0b\x32\x16.mesh.wire.v1.Endpoint\x12%\n\x05swarm\x18\x06 \x01(\x0b\x32\x16.mesh.wire.v1.Endpoint\x12\x16\n\x0ekv_tokens_free\x18\x07 \x01(\r\x12\x10\n\x08sessions\x18\x08 \x01(\r\x12\x16\n\x0esteps_computed\x18\t \x01(\x04\x12\x15\n\rfetched_bytes\x18\n \x01(\x04\x12\x17\n\x0fredundant_bytes\x18\x0b \x01(\x04\"V\n\x05Lease\x12\x0f\n\x07seconds\x18\x01 \x01(\x02\x12%\n\x05peers\x18\x02 \x03(\x0b\x32\x16.mesh.wire.v1.Endpoint\x12\x15\n\ris_superseded\x18\x14 \x01(\x08\"4\n\x0cLeaveRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\"\x0c\n\nLeaveReply\"\x85\x01\n\x0f\x41nnounceRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x14\n\x0ctoken_secret\x18\x02 \x01(\x0c\x12\x12\n\nrelease_id\x18\x03 \x01(\t\x12%\n\x05swarm\x18\x04 \x01(\x0b\x32\x16.mesh.wire.v1.Endpoint\x12\x0f\n\x07peer_id\x18\x05 \x01(\t\"G\n\rAnnounceReply\x12\x0f\n\x07seconds\x18\x01 \x01(\x02\x12%\n\x05peers\x18\x02 \x03(\x0b\x32\x16.mesh.wire.v1.Endpoint*[\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x46\x45TCHING\x10\x01\x12\x0b\n\x07LOADING\x10\x02\x12\t\n\x05READY\x10\x03\x12\x0c\n\x08\x44RAINING\x10\x04\x32\xd5\x02\n\x0b\x43oordinator\x12?\n\x0cRequestOffer\x12\x1a.mesh.wire.v1.OfferRequest\x1a\x13.mesh.wire.v1.Offer\x12<\n\x0b\x41\x63\x63\x65ptOffer\x12\x18.mesh.wire.v1.Acceptance\x1a\x13.mesh.wire.v1.Lease\x12@\n\tHeartbeat\x12\x1e.mesh.wire.v1.HeartbeatRequest\x1a\x13.mesh.wire.v1.Lease\x12=\n\x05Leave\x12\x1a.mesh.wire.v1.LeaveRequest\x1a\x18.mesh.wire.v1.LeaveReply\x12\x46\n\x08\x41nnounce\x12\x1d.mesh.wire.v1.AnnounceRequest\x1a\x1b.mesh.wire.v1.AnnounceReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmesh/wire/coordinator.proto\x12\x0cmesh.wire.v1\x1a\x16mesh/wire/common.proto\"^\n\x08\x43\x61pacity\x12\x14\n\x0cmemory_bytes\x18\x01 \x01(\x04\x12\x12\n\ndisk_bytes\x18\x02 \x01(\x04\x12(\n\x06layers\x18\x03 \x01(\x0b\x32\x18.mesh.wire.v1.LayerRange\"\x84\x02\n\x0cOfferRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0ctoken_secret\x18\x03 \x01(\x0c\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x13\n\x0bincarnation\x18\x06 \x01(\x06\x12(\n\x08\x63\x61pacity\x18\x07 \x01(\x0b\x32\x16.mesh.wire.v1.Capacity\x12\x11\n\tkernel_id\x18\x08 \x01(\t\x12\x11\n\tkv_tokens\x18\t \x01(\r\x12\r\n\x05model\x18\x15 \x01(\t\x12\x12\n\nrelease_id\x18\x16 \x01(\t\x12\x14\n\x0cmax_sessions\x18\x14 \x01(\r\"\xcf\x01\n\x05Offer\x12\x12\n\nrelease_id\x18\x01 \x01(\t\x12\x12\n\ntrust_root\x18\x02 \x01(\x0c\x12\x10\n\x08manifest\x18\x03 \x01(\x0c\x12\x0f\n\x07torrent\x18\x04 \x01(\x0c\x12(\n\x06layers\x18\x05 \x01(\x0b\x32\x18.mesh.wire.v1.LayerRange\x12%\n\x05peers\x18\x06 \x03(\x0b\x32\x16.mesh.wire.v1.Endpoint\x12\x14\n\x0clicense_text\x18\x07 \x01(\x0c\x12\x14\n\x0ctwin_torrent\x18\r \x01(\x0c\"\x86\x01\n\nAcceptance\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x12\n\nrelease_id\x18\x03 \x01(\t\x12(\n\x06layers\x18\x04 \x01(\x0b\x32\x18.mesh.wire.v1.LayerRange\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x04\"\xb2\x02\n\x10HeartbeatRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.mesh.wire.v1.NodeState\x12\x10\n\x08progress\x18\x04 \x01(\x02\x12%\n\x05stage\x18\x05 \x01(\x0b\x32\x16.mesh.wire.v1.Endpoint\x12%\n\x05swarm\x18\x06 \x01(\x0b\x32\x16.mesh.wire.v1.Endpoint\x12\x16\n\x0ekv_tokens_free\x18\x07 \x01(\r\x12\x10\n\x08sessions\x18\x08 \x01(\r\x12\x16\n\x0esteps_computed\x18\t \x01(\x04\x12\x15\n\rfetched_bytes\x18\n \x01(\x04\x12\x17\n\x0fredundant_bytes\x18\x0b \x01(\x04\"V\n\x05Lease\x12\x0f\n\x07seconds\x18\x01 \x01(\x02\x12%\n\x05peers\x18\x02 \x03(\x0b\x32\x16.mesh.wire.v1.Endpoint\x12\x15\n\ris_superseded\x18\x14 \x01(\x08\"4\n\x0cLeaveRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\"\x0c\n\nLeaveReply\"\x85\x01\n\x0f\x41nnounceRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x14\n\x0ctoken_secret\x18\x02 \x01(\x0c\x12\x12\n\nrelease_id\x18\x03 \x01(\t\x12%\n\x05swarm\x18\x04 \x01(\x0b\x32\x16.mesh.wire.v1.Endpoint\x12\x0f\n\x07peer_id\x18\x05 \x01(\t\"G\n\rAnnounceReply\x12\x0f\n\x07seconds\x18\x01 \x01(\x02\x12%\n\x05peers\x18\x02 \x03(\x0b\x32\x16.mesh.wire.v1.Endpoint*[\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x46\x45TCHING\x10\x01\x12\x0b\n\x07LOADING\x10\x02\x12\t\n\x05READY\x10\x03\x12\x0c\n\x08\x44RAINING\x10\x04\x32\xd5\x02\n\x0b\x43oordinator\x12?\n\x0cRequestOffer\x12\x1a.mesh.wire.v1.OfferRequest\x1a\x13.mesh.wire.v1.Offer\x12<\n\x0b\x41\x63\x63\x65ptOffer\x12\x18.mesh.wire.v1.Acceptance\x1a\x13.mesh.wire.v1.Lease\x12@\n\tHeartbeat\x12\x1e.mesh.wire.v1.HeartbeatRequest\x1a\x13.mesh.wire.v1.Lease\x12=\n\x05Leave\x12\x1a.mesh.wire.v1.LeaveRequest\x1a\x18.mesh.wire.v1.LeaveReply\x12\x46\n\x08\x41nnounce\x12\x1d.mesh.wire.v1.AnnounceRequest\x1a\x1b.mesh.wire.v1.AnnounceReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mesh.wire.coordinator_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NODESTATE']._serialized_start=1427
-  _globals['_NODESTATE']._serialized_end=1518
+  _globals['_NODESTATE']._serialized_start=1449
+  _globals['_NODESTATE']._serialized_end=1540
   _globals['_CAPACITY']._serialized_start=69
   _globals['_CAPACITY']._serialized_end=163
   _globals['_OFFERREQUEST']._serialized_start=166
   _globals['_OFFERREQUEST']._serialized_end=426
   _globals['_OFFER']._serialized_start=429
-  _globals['_OFFER']._serialized_end=614
-  _globals['_ACCEPTANCE']._serialized_start=617
-  _globals['_ACCEPTANCE']._serialized_end=751
-  _globals['_HEARTBEATREQUEST']._serialized_start=754
-  _globals['_HEARTBEATREQUEST']._serialized_end=1060
-  _globals['_LEASE']._serialized_start=1062
-  _globals['_LEASE']._serialized_end=1148
-  _globals['_LEAVEREQUEST']._serialized_start=1150
-  _globals['_LEAVEREQUEST']._serialized_end=1202
-  _globals['_LEAVEREPLY']._serialized_start=1204
-  _globals['_LEAVEREPLY']._serialized_end=1216
-  _globals['_ANNOUNCEREQUEST']._serialized_start=1219
-  _globals['_ANNOUNCEREQUEST']._serialized_end=1352
-  _globals['_ANNOUNCEREPLY']._serialized_start=1354
-  _globals['_ANNOUNCEREPLY']._serialized_end=1425
-  _globals['_COORDINATOR']._serialized_start=1521
-  _globals['_COORDINATOR']._serialized_end=1862
+  _globals['_OFFER']._serialized_end=636
+  _globals['_ACCEPTANCE']._serialized_start=639
+  _globals['_ACCEPTANCE']._serialized_end=773
+  _globals['_HEARTBEATREQUEST']._serialized_start=776
+  _globals['_HEARTBEATREQUEST']._serialized_end=1082
+  _globals['_LEASE']._serialized_start=1084
+  _globals['_LEASE']._serialized_end=1170
+  _globals['_LEAVEREQUEST']._serialized_start=1172
+  _globals['_LEAVEREQUEST']._serialized_end=1224
+  _globals['_LEAVEREPLY']._serialized_start=1226
+  _globals['_LEAVEREPLY']._serialized_end=1238
+  _globals['_ANNOUNCEREQUEST']._serialized_start=1241
+  _globals['_ANNOUNCEREQUEST']._serialized_end=1374
+  _globals['_ANNOUNCEREPLY']._serialized_start=1376
+  _globals['_ANNOUNCEREPLY']._serialized_end=1447
+  _globals['_COORDINATOR']._serialized_start=1543
+  _globals['_COORDINATOR']._serialized_end=1884
 # @@protoc_insertion_point(module_scope)

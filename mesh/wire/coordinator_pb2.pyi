@@ -60,7 +60,7 @@ class OfferRequest(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., token_secret: _Optional[bytes] = ..., node_id: _Optional[str] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., kernel_id: _Optional[str] = ..., kv_tokens: _Optional[int] = ..., model: _Optional[str] = ..., release_id: _Optional[str] = ..., max_sessions: _Optional[int] = ...) -> None: ...
 
 class Offer(_message.Message):
-    __slots__ = ("release_id", "trust_root", "manifest", "torrent", "layers", "peers", "license_text")
+    __slots__ = ("release_id", "trust_root", "manifest", "torrent", "layers", "peers", "license_text", "twin_torrent")
     RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
     TRUST_ROOT_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
@@ -68,6 +68,7 @@ class Offer(_message.Message):
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
     LICENSE_TEXT_FIELD_NUMBER: _ClassVar[int]
+    TWIN_TORRENT_FIELD_NUMBER: _ClassVar[int]
     release_id: str
     trust_root: bytes
     manifest: bytes
@@ -75,7 +76,8 @@ class Offer(_message.Message):
     layers: _common_pb2.LayerRange
     peers: _containers.RepeatedCompositeFieldContainer[_common_pb2.Endpoint]
     license_text: bytes
-    def __init__(self, release_id: _Optional[str] = ..., trust_root: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., torrent: _Optional[bytes] = ..., layers: _Optional[_Union[_common_pb2.LayerRange, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[_common_pb2.Endpoint, _Mapping]]] = ..., license_text: _Optional[bytes] = ...) -> None: ...
+    twin_torrent: bytes
+    def __init__(self, release_id: _Optional[str] = ..., trust_root: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., torrent: _Optional[bytes] = ..., layers: _Optional[_Union[_common_pb2.LayerRange, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[_common_pb2.Endpoint, _Mapping]]] = ..., license_text: _Optional[bytes] = ..., twin_torrent: _Optional[bytes] = ...) -> None: ...
 
 class Acceptance(_message.Message):
     __slots__ = ("node_id", "incarnation", "release_id", "layers", "memory_bytes")

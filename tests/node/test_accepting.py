@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -17,9 +18,12 @@ from mesh.errors import (
     UnknownKey,
 )
 from mesh.layers import LayerRange
+from mesh.publishing import pack_release
+from mesh.weights.release import Release
 from mesh.weights.signing import PrivateKey, TrustRoot, sign_manifest
 from node.accepting import AcceptedOffer, LicenseNotAccepted, Limits, OfferedBytes, accept
 from tests.support.releases import PackedRelease, pack_tiny
+from tests.support.tiny_models import write_tiny_checkpoint
 
 LICENSE_TEXT = b"Read me, then say so."
 
@@ -44,6 +48,37 @@ def offer(packed: PackedRelease) -> OfferedBytes:
         LayerRange(1, 3),
         LICENSE_TEXT,
     )
+
+
+@pytest.mark.parametrize("hostile", [True, False])
+def test_torrent_of_twins_is_taken_only_if_the_manifest_signs_it(
+    tmp_path: Path, packed: PackedRelease, offer: OfferedBytes, hostile: bool
+) -> None:
+    source = write_tiny_checkpoint(tmp_path / "checkpoint")
+    pack_release(
+        source, tmp_path / "out", "LicenseRef-test", LICENSE_TEXT, packed.key, name="tiny", encode=True
+    )
+    release = Release.open(tmp_path / "out", packed.trust)
+    assert release.twin_torrent is not None
+    encoded = replace(
+        offer,
+        release_id=release.manifest.release_id,
+        manifest=release.envelope,
+        torrent=release.torrent,
+        twin_torrent=release.torrent if hostile else release.twin_torrent,
+    )
+    if hostile:
+        with pytest.raises(TorrentMismatch):
+            judge(encoded, packed)
+    else:
+        assert judge(encoded, packed).twin_torrent == release.twin_torrent
+        assert judge(replace(encoded, twin_torrent=b""), packed).twin_torrent is None
+
+
+def test_torrent_of_twins_that_the_manifest_does_not_have_is_not_kept(
+    packed: PackedRelease, offer: OfferedBytes
+) -> None:
+    assert judge(replace(offer, twin_torrent=b"anything"), packed).twin_torrent is None
 
 
 LIMITS = Limits(
