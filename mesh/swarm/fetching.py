@@ -26,7 +26,9 @@ from mesh.errors import IntegrityError, NotEnoughDisk, NotFound, ShardCorrupt, U
 from mesh.sizes import format_size
 from mesh.swarm.metainfo import check_torrent
 from mesh.swarm.session import SwarmSession
-from mesh.swarm.torrent import Peer, SwarmTorrent, TorrentStatus
+from mesh.swarm.torrent import FileStatus, Peer, SwarmTorrent, TorrentStatus
+from mesh.swarm.web_seed_patience import Patience
+from mesh.swarm.web_seeds import Pace, WebSeeds
 from mesh.weights.manifest import Manifest, ShardRef
 from mesh.weights.shard import check_shard
 from mesh.weights.store import ShardStore
@@ -38,21 +40,34 @@ STALL_SECONDS = 60.0  # without a byte from anybody
 
 
 @dataclass(frozen=True, slots=True)
+class ShardProgress:
+    file: str
+    size: int
+    done_bytes: int
+    state: str  # "wanted" -> "fetching" -> "fetched" -> "verifying" -> "done"
+
+
+@dataclass(frozen=True, slots=True)
 class FetchProgress:
     state: str  # "checking" what is there, "fetching", "verifying"
     wanted_bytes: int
     done_bytes: int  # of the wanted ones
-    rate: int  # payload bytes per second
+    rate: int  # payload bytes per second, from web seeds too
     num_peers: int  # connected
+    upload_rate: int = 0
+    uploaded_bytes: int = 0
+    web_seed_bytes: int = 0  # of all that came
+    shards: tuple[ShardProgress, ...] = ()  # in the manifest's order
 
 
 @dataclass(frozen=True, slots=True)
 class FetchReport:
     """What a fetch cost, by libtorrent's counters, and where the verified shards lie."""
 
-    payload_bytes: int  # everything peers sent us of the files
+    payload_bytes: int  # everything peers and web seeds sent us of the files
     redundant_bytes: int  # of these, what came twice
     failed_bytes: int  # of these, what failed its hash check
+    web_seed_bytes: int  # of these, what came over HTTP
     seconds: float
     paths: Mapping[ShardRef, Path]
 
@@ -72,6 +87,7 @@ async def fetch(
     on_progress: Callable[[FetchProgress], None] = lambda progress: None,
     *,
     store: ShardStore | None = None,
+    web_seeds: Sequence[str] = (),
     stall_seconds: float = STALL_SECONDS,
     clock: Clock | None = None,
 ) -> FetchReport:
@@ -79,7 +95,7 @@ async def fetch(
 
     ``peers`` is asked again and again for whom to dial; ``on_progress`` is called about four times a second. With a
     ``store``, shards it holds are linked instead of fetched, verified ones are adopted by it, and the paths of the
-    report are its blobs.
+    report are its blobs. ``web_seeds`` and those the torrent names are asked when peers fall short.
 
     Raises TorrentMismatch, NotEnoughDisk, Unreachable (nobody sent a byte for ``stall_seconds``), ShardCorrupt.
     """
@@ -87,7 +103,7 @@ async def fetch(
     assert set(refs) <= set(manifest.shards), "a shard of another release"
     clock = clock or SystemClock()
     started = clock.monotonic()
-    check_torrent(torrent, manifest)
+    urls = (*web_seeds, *check_torrent(torrent, manifest))
     wanted = {f"{manifest.torrent.name}/{ref.file}": ref for ref in refs}
     paths = {ref: save_path / path for path, ref in wanted.items()}
     held: dict[ShardRef, Path] = {}
@@ -99,20 +115,25 @@ async def fetch(
         )  # the same release with other shards: what is there is re-checked, not fetched
     logger.info("fetching", extra={"release": manifest.name, "shards": len(paths)})
     swarm = await session.add(torrent, save_path, wanted.keys(), _others(session, peers()))
+    origin = _Origin(urls, session, swarm, tuple(wanted), clock)
     try:
-        await _download(session, swarm, peers, on_progress, _Stall(stall_seconds, clock))
+        await _download(session, swarm, peers, on_progress, origin, _Stall(stall_seconds, clock))
         await swarm.flush()
         status = await swarm.status()
-        on_progress(_progress(status, "verifying"))
         for ref, path in paths.items():
+            on_progress(_progress(status, "verifying", origin, verifying=ref, verified=held))
             held[ref] = await _verify(swarm, path, ref, store)
+        on_progress(_progress(status, "verifying", origin, verified=held))
     except BaseException:
         await session.remove(swarm)
         raise
+    finally:
+        await origin.close()
     report = FetchReport(
-        status.payload_bytes,
-        status.redundant_bytes,
-        status.failed_bytes,
+        status.payload_bytes + origin.received_bytes,
+        status.redundant_bytes + origin.redundant_bytes,
+        status.failed_bytes + origin.failed_bytes,
+        origin.received_bytes,
         clock.monotonic() - started,
         held,
     )
@@ -156,13 +177,18 @@ async def _download(
     swarm: SwarmTorrent,
     peers: Callable[[], Sequence[Peer]],
     on_progress: Callable[[FetchProgress], None],
+    origin: _Origin,
     stall: _Stall,
 ) -> None:
     while not (status := await swarm.status()).is_complete:
-        on_progress(_progress(status, status.phase))
-        if stall.is_over(status):
-            raise Unreachable(_explain_stall(status, swarm.num_peers_tried, stall.seconds))
-        await swarm.connect(_others(session, peers()))
+        on_progress(_progress(status, status.phase, origin))
+        known = peers()
+        origin.watch(status)
+        if stall.is_over(status, origin.received_bytes) or (
+            origin.is_useless and not (known or status.num_peers)
+        ):
+            raise Unreachable(_explain_stall(status, swarm.num_peers_tried, origin, stall.seconds))
+        await swarm.connect(_others(session, known))
         await swarm.finished_within(POLL_SECONDS)
 
 
@@ -187,15 +213,82 @@ class _Stall:
         self._seen = -1
         self._since = clock.monotonic()
 
-    def is_over(self, status: TorrentStatus) -> bool:
+    def is_over(self, status: TorrentStatus, web_seed_bytes: int) -> bool:
         now = self._clock.monotonic()
         # Payload rather than pieces done: at 50 kB/s a piece of 4 MiB takes longer than a minute.
-        if status.phase == "checking" or status.payload_bytes != self._seen:
-            self._seen, self._since = status.payload_bytes, now
+        received = status.payload_bytes + web_seed_bytes
+        if status.phase == "checking" or received != self._seen:
+            self._seen, self._since = received, now
         return now - self._since >= self.seconds
 
 
-def _explain_stall(status: TorrentStatus, num_tried: int, seconds: float) -> str:
+class _Origin:
+    """The web seeds of a fetch, asked only once peers fall short (``web_seed_patience.py``)."""
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        session: SwarmSession,
+        swarm: SwarmTorrent,
+        paths: Sequence[str],
+        clock: Clock,
+    ) -> None:
+        self._limit = session.settings.max_download_bytes_per_second
+        self._clock = clock
+        self._patience = Patience(self._limit)
+        self._peer_rate, self._rate, self._seen = 0, 0.0, (clock.monotonic(), 0)
+        pause_for = Pace(self._allowed_rate, clock.monotonic).pause_for if self._limit else lambda _: 0.0
+        self._seeds = WebSeeds(urls, swarm, paths, pause_for) if urls else None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def received_bytes(self) -> int:
+        return self._seeds.received_bytes if self._seeds else 0
+
+    @property
+    def redundant_bytes(self) -> int:
+        return self._seeds.redundant_bytes if self._seeds else 0
+
+    @property
+    def failed_bytes(self) -> int:
+        return self._seeds.failed_bytes if self._seeds else 0
+
+    @property
+    def rate(self) -> int:
+        return int(self._rate)
+
+    @property
+    def is_useless(self) -> bool:
+        return self._seeds is not None and self._seeds.are_useless
+
+    @property
+    def troubles(self) -> str:
+        return self._seeds.troubles if self._seeds else ""
+
+    def watch(self, status: TorrentStatus) -> None:
+        """Look at how peers are doing; start asking web seeds when that is not well enough."""
+        now, (then, seen) = self._clock.monotonic(), self._seen
+        if now - then >= 1.0:
+            self._rate, self._seen = (self.received_bytes - seen) / (now - then), (now, self.received_bytes)
+        self._peer_rate = status.rate
+        if self._seeds is None or self._task is not None or status.phase == "checking":
+            return
+        if self._patience.is_over(status.num_peers, status.payload_bytes, now):
+            logger.info("peers fall short, asking web seeds", extra={"peers": status.num_peers})
+            self._task = asyncio.create_task(self._seeds.run(), name="web seeds")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def _allowed_rate(self) -> float:
+        """What peers leave of --max-download; never nothing, or a piece would hang."""
+        assert self._limit is not None
+        return max(self._limit - self._peer_rate, self._limit / 20)
+
+
+def _explain_stall(status: TorrentStatus, num_tried: int, origin: _Origin, seconds: float) -> str:
     files = [Path(path).name for path in status.incomplete]
     missing = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
     garbage = (
@@ -203,9 +296,10 @@ def _explain_stall(status: TorrentStatus, num_tried: int, seconds: float) -> str
         if status.failed_bytes
         else ""
     )
+    web_seeds = f"; {origin.troubles}" if origin.troubles else ""
     return (
-        f"nobody sent {missing} for {seconds:g} s{garbage}; tried {num_tried} peers, {status.num_peers} connected;"
-        " check that a seeder of this release is running (mesh seed DIR) and can be reached"
+        f"nobody sent {missing} for {seconds:g} s{garbage}; tried {num_tried} peers, {status.num_peers} connected"
+        f"{web_seeds}; check that a seeder of this release is running (mesh seed DIR) and can be reached"
     )
 
 
@@ -237,5 +331,36 @@ def _others(session: SwarmSession, peers: Iterable[Peer]) -> list[Peer]:
     return [peer for peer in peers if peer != session.endpoint]
 
 
-def _progress(status: TorrentStatus, state: str) -> FetchProgress:
-    return FetchProgress(state, status.wanted_bytes, status.done_bytes, status.rate, status.num_peers)
+def _progress(
+    status: TorrentStatus,
+    state: str,
+    origin: _Origin,
+    *,
+    verifying: ShardRef | None = None,
+    verified: Collection[ShardRef] = (),
+) -> FetchProgress:
+    done, current = {ref.file for ref in verified}, verifying and verifying.file
+    shards = tuple(
+        ShardProgress(
+            name := file.path.partition("/")[2],
+            file.size,
+            file.done_bytes,
+            "done" if name in done else "verifying" if name == current else _shard_state(file),
+        )
+        for file in status.files
+    )
+    return FetchProgress(
+        state,
+        status.wanted_bytes,
+        status.done_bytes,
+        status.rate + origin.rate,
+        status.num_peers,
+        status.upload_rate,
+        status.uploaded_bytes,
+        origin.received_bytes,
+        shards,
+    )
+
+
+def _shard_state(file: FileStatus) -> str:
+    return "fetched" if file.done_bytes == file.size else "fetching" if file.done_bytes else "wanted"

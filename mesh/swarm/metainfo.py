@@ -6,24 +6,27 @@ libtorrent do nothing but move the shards of that manifest.
 
 Knows bencoding, the file tree and piece layers. Knows nothing of sessions, peers or signatures.
 
-Follows https://www.bittorrent.org/beps/bep_0052.html and bep_0027.html (private torrents).
+Follows https://www.bittorrent.org/beps/bep_0052.html (v2 and hybrids), bep_0027.html (private torrents), bep_0047.html
+(pad files) and bep_0019.html (web seeds).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import libtorrent as lt
 
-from mesh.errors import TorrentMismatch
-from mesh.weights.manifest import Manifest, TorrentRef
+from mesh.errors import TorrentMismatch, UsageError
+from mesh.swarm.addresses import MAX_URL_CHARS, MAX_WEB_SEEDS, web_seed_url
+from mesh.weights.manifest import HybridRef, Manifest, TorrentRef
 from mesh.weights.merkle import BLOCK_BYTES, HASH_BYTES
 
 # Room for keys that ought not to be there, so that the refusal can name them instead of a size.
-_SLACK_BYTES = 4096
+_SLACK_BYTES = 4096 + MAX_WEB_SEEDS * (MAX_URL_CHARS + 5)
+_SHA1_BYTES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,13 @@ class TorrentFile:
     root: bytes  # BEP 52 `pieces root`; that of an empty file is not in the torrent
 
 
-def build_info(name: str, piece_length: int, private: bool, files: Sequence[TorrentFile]) -> bytes:
-    """The bencoded info dict: what the infohash covers, and all that a v2 client needs to verify every file."""
+def build_info(
+    name: str, piece_length: int, private: bool, files: Sequence[TorrentFile], v1_pieces: bytes | None = None
+) -> bytes:
+    """The bencoded info dict: what the infohash covers, and all that a v2 client needs to verify every file.
+
+    ``v1_pieces`` makes it a hybrid: the SHA-1 of every piece, files in the order of their names (``v1_pieces.py``).
+    """
     info: dict[bytes, Any] = {
         b"file tree": _file_tree(files),
         b"meta version": 2,
@@ -45,6 +53,9 @@ def build_info(name: str, piece_length: int, private: bool, files: Sequence[Torr
     }
     if private:
         info[b"private"] = 1  # no DHT, PEX or LSD: peers come from the coordinator alone
+    if v1_pieces is not None:
+        info[b"files"] = list(_v1_files(files, piece_length))
+        info[b"pieces"] = v1_pieces
     return _bencode(info)
 
 
@@ -65,40 +76,57 @@ def infohash(info: bytes) -> str:
     return hashlib.sha256(info).hexdigest()
 
 
-def build_torrent(info: bytes, piece_layers: Mapping[bytes, bytes]) -> bytes:
+def hybrid_ref(info: bytes, v1_pieces: bytes) -> HybridRef:
+    """What the manifest says of a hybrid's v1 half."""
+    v1 = hashlib.sha1(info, usedforsecurity=False).hexdigest()  # BEP 3 has no other
+    return HybridRef(v1, hashlib.sha256(v1_pieces).hexdigest())
+
+
+def build_torrent(info: bytes, piece_layers: Mapping[bytes, bytes], web_seeds: Sequence[str] = ()) -> bytes:
     """The .torrent file; ``piece_layers`` maps a file's root to its layer, empty for a file of one piece or less."""
     layers = {root: layer for root, layer in piece_layers.items() if layer}
+    urls = b"8:url-list" + _bencode([url.encode() for url in web_seeds]) if web_seeds else b""
     # Keys in sorted order: `info` goes in as it is, since its bytes are what the publisher signed.
-    return b"d4:info" + info + b"12:piece layers" + _bencode(layers) + b"e"
+    return b"d4:info" + info + b"12:piece layers" + _bencode(layers) + urls + b"e"
+
+
+def without_web_seeds(torrent: bytes) -> bytes:
+    """A checked .torrent as every seeder of its release has it, whatever web seeds each one names."""
+    top: Any = lt.bdecode(torrent)
+    top.pop(b"url-list", None)
+    return _bencode(top)
 
 
 def files_of(manifest: Manifest) -> list[TorrentFile]:
     return [TorrentFile(ref.file, ref.size, bytes.fromhex(ref.root)) for ref in manifest.shards]
 
 
-def info_of(manifest: Manifest) -> bytes:
-    """The info dict that a manifest implies."""
+def info_of(manifest: Manifest, v1_pieces: bytes | None = None) -> bytes:
+    """The info dict that a manifest implies; of a hybrid, together with its v1 piece hashes."""
     torrent = manifest.torrent
-    return build_info(torrent.name, torrent.piece_length, torrent.private, files_of(manifest))
+    return build_info(torrent.name, torrent.piece_length, torrent.private, files_of(manifest), v1_pieces)
 
 
-def check_torrent(torrent: bytes, manifest: Manifest) -> None:
+def check_torrent(torrent: bytes, manifest: Manifest) -> tuple[str, ...]:
     """Accept ``torrent`` only if it describes exactly the manifest's shards and can do nothing else.
 
+    Returns the web seeds it names; nobody signed those, so what comes from them is hashed like any peer's bytes.
     Raises TorrentMismatch; never anything else, whatever the bytes.
     """
-    check_metainfo(torrent, manifest.torrent, files_of(manifest), manifest.name)
+    return check_metainfo(torrent, manifest.torrent, files_of(manifest), manifest.name)
 
 
-def check_metainfo(torrent: bytes, ref: TorrentRef, files: Sequence[TorrentFile], release: str) -> None:
+def check_metainfo(
+    torrent: bytes, ref: TorrentRef, files: Sequence[TorrentFile], release: str
+) -> tuple[str, ...]:
     """``check_torrent`` for any torrent that a manifest signs: ``ref`` over exactly ``files``."""
     # (1) The manifest agrees with itself: the signed infohash is that of the signed shard list.
-    info = build_info(ref.name, ref.piece_length, ref.private, files)
-    if (implied := infohash(info)) != ref.infohash:
-        raise TorrentMismatch(
-            f"manifest {release}: its shards make infohash {implied}, it says {ref.infohash};"
-            " ask the publisher for a new release"
-        )
+    if ref.hybrid is None:
+        info = build_info(ref.name, ref.piece_length, ref.private, files)
+        _check_infohash(info, ref, release)
+    else:  # its v1 hashes are only in the torrent: step 5
+        num_pieces = sum(-(-file.size // ref.piece_length) for file in files)
+        info = build_info(ref.name, ref.piece_length, ref.private, files, bytes(_SHA1_BYTES * num_pieces))
 
     # (2) Size before content.
     lengths = _layer_lengths(files, ref.piece_length)
@@ -115,17 +143,23 @@ def check_metainfo(torrent: bytes, ref: TorrentRef, files: Sequence[TorrentFile]
     if not canonical:
         raise TorrentMismatch(f"torrent of {release} is not one canonically bencoded dictionary")
 
-    # (4) No key that could send libtorrent anywhere: no tracker, web seed, DHT node or certificate.
-    if extra := sorted(top.keys() - {b"info", b"piece layers"}):
+    # (4) No key that could send libtorrent anywhere: no tracker, DHT node or certificate. Web seeds are ours to ask.
+    if extra := sorted(top.keys() - {b"info", b"piece layers", b"url-list"}):
         raise TorrentMismatch(
-            f"torrent of {release} has the key {extra[0][:40]!r}; only 'info' and 'piece layers' are allowed"
+            f"torrent of {release} has the key {extra[0][:40]!r};"
+            " only 'info', 'piece layers' and 'url-list' are allowed"
         )
+    web_seeds = _web_seeds(top.get(b"url-list", []), release)
 
     # (5) The info dict is the manifest's, byte for byte.
     found = top.get(b"info")
-    if not isinstance(found, dict) or _bencode(found) != info:
+    if not isinstance(found, dict):
+        found = {}
+    if ref.hybrid is not None:
+        info = _hybrid_info(found, ref, ref.hybrid, files, release)
+    if _bencode(found) != info:
         raise TorrentMismatch(
-            f"torrent of {release} names other files than its manifest (infohash {implied} expected);"
+            f"torrent of {release} names other files than its manifest (infohash {ref.infohash} expected);"
             " use the release.torrent that was published with it"
         )
 
@@ -142,6 +176,62 @@ def check_metainfo(torrent: bytes, ref: TorrentRef, files: Sequence[TorrentFile]
             raise TorrentMismatch(
                 f"torrent of {release}: the piece layer of {file.path} is not under its root"
             )
+    return web_seeds
+
+
+def _check_infohash(info: bytes, ref: TorrentRef, release: str) -> None:
+    if (implied := infohash(info)) != ref.infohash:
+        raise TorrentMismatch(
+            f"manifest {release}: its shards make infohash {implied}, it says {ref.infohash};"
+            " ask the publisher for a new release"
+        )
+
+
+def _hybrid_info(
+    found: Mapping[bytes, Any], ref: TorrentRef, hybrid: HybridRef, files: Sequence[TorrentFile], release: str
+) -> bytes:
+    """The info dict of a hybrid: the v1 hashes are the torrent's, if they are those that were signed."""
+    pieces = found.get(b"pieces")
+    if not isinstance(pieces, bytes) or hashlib.sha256(pieces).hexdigest() != hybrid.pieces_digest:
+        raise TorrentMismatch(f"torrent of {release}: its v1 piece hashes are not those the manifest signs")
+    info = build_info(ref.name, ref.piece_length, ref.private, files, pieces)
+    _check_infohash(info, ref, release)
+    if (implied := hybrid_ref(info, pieces).infohash_v1) != hybrid.infohash_v1:
+        raise TorrentMismatch(
+            f"manifest {release}: its shards make v1 infohash {implied}, it says {hybrid.infohash_v1};"
+            " ask the publisher for a new release"
+        )
+    return info
+
+
+def _web_seeds(urls: object, release: str) -> tuple[str, ...]:
+    if not isinstance(urls, list) or len(urls) > MAX_WEB_SEEDS:
+        raise TorrentMismatch(
+            f"torrent of {release}: url-list is not a list of at most {MAX_WEB_SEEDS} web seeds"
+        )
+    seeds = []
+    for url in urls:
+        try:
+            text = url.decode("ascii") if isinstance(url, bytes) else ""
+            if web_seed_url(text) != text:
+                raise UsageError(f"web seed {text[:80]!r}: expected a directory, with / at its end")
+        except (UsageError, UnicodeDecodeError) as exc:
+            raise TorrentMismatch(f"torrent of {release}: url-list: {exc}") from exc
+        seeds.append(text)
+    return tuple(seeds)
+
+
+def v1_order(file: TorrentFile) -> list[bytes]:
+    """By what v1's list of files and piece hashes are sorted: it has no tree, but must follow the tree of v2."""
+    return file.path.encode().split(b"/")
+
+
+def _v1_files(files: Sequence[TorrentFile], piece_length: int) -> Iterator[dict[bytes, Any]]:
+    """BEP 47: behind each file as much padding as fills its last piece, so that v1 and v2 pieces are the same bytes."""
+    for file in sorted(files, key=v1_order):
+        yield {b"length": file.size, b"path": file.path.encode().split(b"/")}
+        if padding := -file.size % piece_length:
+            yield {b"attr": b"p", b"length": padding, b"path": [b".pad", str(padding).encode()]}
 
 
 def _layer_lengths(files: Sequence[TorrentFile], piece_length: int) -> dict[bytes, int]:
@@ -171,6 +261,6 @@ def _parent(left: bytes, right: bytes) -> bytes:
     return hashlib.sha256(left + right).digest()
 
 
-def _bencode(value: dict[bytes, Any]) -> bytes:
+def _bencode(value: dict[bytes, Any] | list[bytes]) -> bytes:
     encoded: bytes = lt.bencode(value)  # sorts keys as raw bytes, as BEP 3 asks
     return encoded

@@ -108,12 +108,33 @@ class SwarmSession:
         params.save_path = str(save_path)
         params.file_priorities = wanted_priorities(layout, wanted)
         params.peers = [address for peer in peers for address in await resolve(peer)]
+        # Its web seeds are ours to ask (``web_seeds.py``): libtorrent 2.1 misreads them behind a short pad file.
+        params.url_seeds = []
         params.flags |= lt.torrent_flags.default_dont_download
         params.flags &= ~(lt.torrent_flags.auto_managed | lt.torrent_flags.paused)
         if upload_only:
             params.flags |= lt.torrent_flags.upload_mode
+        return await self._add(params, layout, frozenset(wanted), peers)
+
+    async def add_unseen(self, infohash: str, save_path: Path, peers: Collection[Peer]) -> SwarmTorrent:
+        """Add a torrent of which only the v2 infohash is known; nothing is fetched but its description.
+
+        Whoever asked looks at what peers describe (``described``) before wanting any of it (``want``).
+        """
+        assert infohash not in self._by_infohash, "the torrent is in the session already"
+        params: Any = lt.parse_magnet_uri(f"magnet:?xt=urn:btmh:1220{infohash}")
+        params.save_path = str(save_path)
+        params.peers = [address for peer in peers for address in await resolve(peer)]
+        params.flags |= lt.torrent_flags.default_dont_download
+        params.flags &= ~(lt.torrent_flags.auto_managed | lt.torrent_flags.paused)
+        return await self._add(params, None, frozenset(), peers)
+
+    async def _add(
+        self, params: Any, layout: lt.file_storage | None, wanted: frozenset[str], peers: Collection[Peer]
+    ) -> SwarmTorrent:
+        infohash = str(params.info_hashes.v2)
         answer: asyncio.Future[SwarmTorrent] = asyncio.get_running_loop().create_future()
-        self._adding[infohash] = _Adding(answer, layout, frozenset(wanted), frozenset(peers))
+        self._adding[infohash] = _Adding(answer, layout, wanted, frozenset(peers))
         self._open_session().async_add_torrent(params)
         try:
             return await answer
@@ -228,7 +249,7 @@ class _Adding:
     """A torrent on its way into the session."""
 
     answer: asyncio.Future[SwarmTorrent]
-    layout: lt.file_storage
+    layout: lt.file_storage | None
     wanted: frozenset[str]
     peers: frozenset[Peer]
 

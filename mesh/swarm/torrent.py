@@ -12,7 +12,7 @@ import asyncio
 import errno
 import ipaddress
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,11 @@ import libtorrent as lt
 
 from mesh.errors import MeshError, NotEnoughDisk
 from mesh.sizes import format_size
+from mesh.swarm.addresses import Peer
+
+__all__ = ["FileStatus", "Peer", "SwarmTorrent", "TorrentStatus", "resolve", "wanted_priorities"]
 
 logger = logging.getLogger(__name__)
-
-Peer = tuple[str, int]  # host and port
 
 _DISK_IS_FULL = {
     errno.ENOSPC: "the disk is full",
@@ -38,6 +39,13 @@ _PHASES = {
 
 
 @dataclass(frozen=True, slots=True)
+class FileStatus:
+    path: str  # as the torrent has it
+    size: int
+    done_bytes: int  # in pieces that were hash-checked
+
+
+@dataclass(frozen=True, slots=True)
 class TorrentStatus:
     """Where a torrent stood when libtorrent was asked. Counters are of this session, in bytes."""
 
@@ -45,12 +53,18 @@ class TorrentStatus:
     wanted_bytes: int
     done_bytes: int  # of the wanted ones, hash-checked
     rate: int  # payload bytes per second coming in
+    upload_rate: int  # and going out
     num_peers: int
     payload_bytes: int
     redundant_bytes: int  # came twice
     failed_bytes: int  # came wrong and were thrown away
     uploaded_bytes: int
-    incomplete: tuple[str, ...]  # wanted paths that still miss a piece
+    files: tuple[FileStatus, ...]  # the wanted ones
+
+    @property
+    def incomplete(self) -> tuple[str, ...]:
+        """Wanted paths that still miss a piece."""
+        return tuple(file.path for file in self.files if file.done_bytes < file.size)
 
     @property
     def is_complete(self) -> bool:
@@ -63,24 +77,33 @@ class SwarmTorrent:
     def __init__(
         self,
         handle: lt.torrent_handle,
-        layout: lt.file_storage,
+        layout: lt.file_storage | None,  # None: peers have yet to tell (BEP 9)
         wanted: Collection[str],
         peers: Collection[Peer],
     ) -> None:
         self._handle = handle
-        length = layout.piece_length()
+        self._piece_length = 1
         self._pieces: dict[str, range] = {}  # of every wanted file
+        self._sizes: dict[str, int] = {}
         self._bytes_left = 0
+        self._held: list[bool] = []  # by piece, when libtorrent was last asked
+        self.on_bad_piece: Callable[[int], None] = lambda piece: None
+        if layout is not None:
+            self._want(layout, wanted)
+        self._failure: MeshError | None = None
+        self._waiting: dict[str, set[asyncio.Future[TorrentStatus | None]]] = {}
+        self._happened: set[str] = set()  # of the events that come once
+        self._peers: set[Peer] = set(peers)
+
+    def _want(self, layout: lt.file_storage, wanted: Collection[str]) -> None:
+        self._piece_length = length = layout.piece_length()
         for index in range(layout.num_files()):
             if (path := _portable(layout.file_path(index))) in wanted:
                 start, size = layout.file_offset(index), layout.file_size(index)
                 # v2 files begin on piece borders, so a piece belongs to one file.
                 self._pieces[path] = range(start // length, -(-(start + size) // length))
+                self._sizes[path] = size
                 self._bytes_left += size
-        self._failure: MeshError | None = None
-        self._waiting: dict[str, set[asyncio.Future[TorrentStatus | None]]] = {}
-        self._happened: set[str] = set()  # of the events that come once
-        self._peers: set[Peer] = set(peers)
 
     @property
     def handle(self) -> lt.torrent_handle:
@@ -96,6 +119,49 @@ class SwarmTorrent:
         status = await self._next("status")
         assert status is not None
         return status
+
+    async def described(self) -> lt.file_storage:
+        """Return which files the torrent has, once a peer has told."""
+        await self._next("described")
+        info = self._handle.torrent_file()
+        assert info is not None
+        layout: lt.file_storage = info.layout()
+        return layout
+
+    async def want(self, layout: lt.file_storage, wanted: Collection[str]) -> None:
+        """Fetch these files of a torrent that was described by peers."""
+        self._want(layout, wanted)
+        self._happened.discard("finished")  # of nothing, until now
+        self._handle.prioritize_files(wanted_priorities(layout, wanted))
+
+    def has(self, piece: int) -> bool:
+        """Whether a piece was there when ``status`` was last asked."""
+        return bool(self._held) and self._held[piece]
+
+    def pieces_of(self, path: str) -> list[int]:
+        return list(self._pieces[path])
+
+    def file_size(self, path: str) -> int:
+        return self._sizes[path]
+
+    def missing_pieces(self, path: str) -> list[int]:
+        """Pieces of a wanted file that were not there when ``status`` was last asked, in order."""
+        return [piece for piece in self._pieces[path] if not self.has(piece)]
+
+    def piece_span(self, path: str, piece: int) -> tuple[int, int]:
+        """Where in its file a piece begins and ends."""
+        start = (piece - self._pieces[path].start) * self._piece_length
+        return start, min(start + self._piece_length, self._sizes[path])
+
+    def leave_to_others(self, piece: int, others: bool) -> None:
+        """Whether peers should rather send other pieces than this one, because a web seed is sending it."""
+        low, default = 1, 4
+        self._handle.piece_priority(piece, low if others else default)
+
+    def add_piece(self, piece: int, data: bytes) -> None:
+        """Give libtorrent a whole piece that came another way. It is hashed like any other; see ``on_bad_piece``."""
+        # Whole: what peers sent of it goes, so that a bad piece has one culprit.
+        self._handle.add_piece(piece, data, lt.add_piece_flags_t.overwrite_existing)
 
     async def checked(self) -> None:
         """Return when the files that were there have been hash-checked."""
@@ -129,6 +195,8 @@ class SwarmTorrent:
                 self._once("checked")
             case lt.torrent_finished_alert():
                 self._once("finished")
+            case lt.metadata_received_alert():
+                self._once("described")
             case lt.cache_flushed_alert():
                 self._wake("flushed")
             case lt.file_error_alert():
@@ -139,6 +207,7 @@ class SwarmTorrent:
                 logger.warning(
                     "piece failed its hash check and was thrown away", extra={"piece": alert.piece_index}
                 )
+                self.on_bad_piece(int(alert.piece_index))
 
     def on_status(self, status: lt.torrent_status) -> None:
         done = status.total_wanted_done
@@ -148,10 +217,7 @@ class SwarmTorrent:
             self._once("checked")
         if not self._waiting.get("status"):
             return
-        pieces = status.pieces
-        incomplete = tuple(
-            path for path, span in self._pieces.items() if not pieces or not all(pieces[i] for i in span)
-        )
+        self._held = status.pieces
         self._wake(
             "status",
             TorrentStatus(
@@ -159,14 +225,20 @@ class SwarmTorrent:
                 wanted_bytes=status.total_wanted,
                 done_bytes=done,
                 rate=status.download_payload_rate,
+                upload_rate=status.upload_payload_rate,
                 num_peers=status.num_peers,
                 payload_bytes=status.total_payload_download,
                 redundant_bytes=status.total_redundant_bytes,
                 failed_bytes=status.total_failed_bytes,
                 uploaded_bytes=status.total_payload_upload,
-                incomplete=incomplete,
+                files=tuple(self._file_status(path) for path in self._pieces),
             ),
         )
+
+    def _file_status(self, path: str) -> FileStatus:
+        size = self._sizes[path]
+        missing = (self.piece_span(path, piece) for piece in self.missing_pieces(path))
+        return FileStatus(path, size, size - sum(stop - start for start, stop in missing))
 
     def on_alerts_dropped(self) -> None:
         """An answer may be among the lost alerts: ask again for whatever is waited for."""

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mesh.architecture import LlamaConfig, RopeConfig
-from mesh.swarm.metainfo import TorrentFile, build_info, build_torrent, infohash
+from mesh.swarm.metainfo import TorrentFile, build_info, build_torrent, hybrid_ref, infohash, v1_order
 from mesh.weights.manifest import LicenseRef, Manifest, Provenance, ShardRef, TorrentRef
 from mesh.weights.merkle import RootHasher
 from mesh.weights.shard import TensorSource, WrittenShard, write_shard
+from mesh.weights.v1_pieces import V1PieceHasher
 
 KIB = 1024
 _DIGEST = "0" * 64
@@ -37,6 +38,7 @@ def write_release(
     name: str = "tiny",
     piece_length: int = 64 * KIB,
     private: bool = True,
+    hybrid: bool = False,
     seed: int = 0,
 ) -> SyntheticRelease:
     """Write one file per size (embed, layers, head, aux) and describe them in a manifest and a torrent.
@@ -51,19 +53,23 @@ def write_release(
         written = _write(directory / name / file, role, layer, size, rng)
         layers[written.root] = written.piece_layer(piece_length)
         refs.append(ShardRef(role, layer, file, size, written.root.hex()))
-    info = build_info(
-        name,
-        piece_length,
-        private,
-        [TorrentFile(ref.file, ref.size, bytes.fromhex(ref.root)) for ref in refs],
-    )
+    files = [TorrentFile(ref.file, ref.size, bytes.fromhex(ref.root)) for ref in refs]
+    pieces = None
+    if hybrid:
+        hashers = {file.path: V1PieceHasher(piece_length) for file in sorted(files, key=v1_order)}
+        for file, hasher in hashers.items():
+            hasher.update((directory / name / file).read_bytes())
+        pieces = b"".join(hasher.pieces() for hasher in hashers.values())
+    info = build_info(name, piece_length, private, files, pieces)
     manifest = Manifest(
         name=name,
         family="llama",
         model=_config(len(sizes) - 3),
         quantization="F32",
         shards=tuple(refs),
-        torrent=TorrentRef(name, piece_length, private, infohash(info)),
+        torrent=TorrentRef(
+            name, piece_length, private, infohash(info), hybrid_ref(info, pieces) if pieces else None
+        ),
         license=LicenseRef("Apache-2.0", _DIGEST, False),
         provenance=Provenance("random bytes", _DIGEST, "tests"),
         created="2026-01-01T00:00:00Z",
