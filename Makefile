@@ -10,10 +10,10 @@ VENV := .venv
 BIN  := $(VENV)/bin
 INSTALL = PYTHON="$(strip $(PYTHON))" TORCH="$(strip $(TORCH))" PIP_ARGS="$(strip $(PIP_ARGS))" .ci/install
 
-.PHONY: help demo test check lint types imports format proto bench clean
+.PHONY: help demo test check lint types imports format proto bench bench-overhead clean
 
 help:  ## Say what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(VENV)/.installed-run  ## Run the whole mesh on this machine: pack, sign, seed, three nodes, one answer
 	@$(BIN)/mesh demo $(if $(strip $(MODEL)),--model "$(strip $(MODEL))")
@@ -43,6 +43,9 @@ proto: $(VENV)/.installed-dev  ## Generate mesh/wire/*_pb2 from proto/
 
 bench: $(VENV)/.installed-dev  ## Tokens per second: one process, three nodes, transformers, side by side
 	@$(BIN)/python -m benchmarks.decode
+
+bench-overhead: $(VENV)/.installed-dev  ## Milliseconds that HTTP and the coordinator add to each token
+	@$(BIN)/python -m benchmarks.overhead
 
 clean:  ## Remove what was installed and built here
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info

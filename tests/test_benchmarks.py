@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -60,3 +61,27 @@ def test_release_without_a_trust_root_is_a_usage_error_in_one_line() -> None:
     )
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == "error: give --release and --trust together, or --model, or none of them\n"
+
+
+def test_the_overhead_of_every_token_is_measured(tmp_path: Path) -> None:
+    figures = tmp_path / "overhead.json"
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.overhead",
+            "--streams",
+            "3",
+            "--tokens",
+            "10",
+            "--json",
+            str(figures),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    alone, together = json.loads(figures.read_text())
+    assert (alone["tokens"], together["tokens"]) == (10, 30)
+    # The figure itself belongs to a quiet machine; here it is held to what a stall would break.
+    assert 0 < alone["p50_ms"] < 20

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from coordinator.access.admission import Admission
+from coordinator.api import create_app
 from tests.support.api_client import app_for, chat
-from tests.support.fake_pipeline import FakePipeline
+from tests.support.fake_pipeline import FakePipeline, FakeRoom
 from tests.support.http_server import serving
+from tests.support.served_model import health, served_model
 
 
 async def open_request(url: str, **fields: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -90,3 +93,25 @@ async def test_a_server_that_stops_leaves_its_sessions(stream: bool) -> None:
         await pipeline.parked.wait()
     await left(pipeline)
     await hang_up(writer)
+
+
+async def test_hanging_up_while_waiting_for_its_turn_leaves_the_queue() -> None:
+    """The mesh is full; what waits is a place in line, and it is given up like everything else."""
+    pipeline, room = FakePipeline(b"abcdef", park_at=3), FakeRoom(tokens=100)
+    admission = Admission(room)
+    model = served_model(pipeline, admission=admission)
+    async with serving(create_app({model.name: model}, lambda: health(1, 1, 1, 1))) as url:
+        reader, running = await open_request(url, stream=True)
+        await reader.readuntil(b'"content":"c"')
+        _, waiting = await open_request(url, stream=True)
+        async with asyncio.timeout(5):
+            while not admission.num_waiting:
+                await asyncio.sleep(0.01)
+            await hang_up(waiting)
+            while admission.num_waiting:
+                await asyncio.sleep(0.01)
+        assert len(pipeline.requests) == 1
+        pipeline.resume.set()
+        await reader.readuntil(b"data: [DONE]")
+        await hang_up(running)
+    assert len(room.ledger) == 0
