@@ -21,3 +21,8 @@ def cache_dir() -> Path:
 
 def keys_dir() -> Path:
     return data_dir() / "keys"
+
+
+def store_dir() -> Path:
+    """Releases that the user pulled; a node keeps a store of its own."""
+    return data_dir() / "store"

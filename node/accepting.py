@@ -61,6 +61,7 @@ class AcceptedOffer:
     """An offer whose every claim was checked; safe to show, fetch and load."""
 
     manifest: Manifest
+    envelope: bytes  # the manifest's, with its signature
     torrent: bytes
     layers: LayerRange
     shards: tuple[ShardRef, ...]
@@ -122,7 +123,13 @@ def accept(
             "may be used; raise --memory, lower --kv-tokens or ask for fewer --layers"
         )
     accepted = AcceptedOffer(
-        manifest, offer.torrent, offer.layers, manifest.shards_for(offer.layers), plan, twin_torrent
+        manifest,
+        offer.manifest,
+        offer.torrent,
+        offer.layers,
+        manifest.shards_for(offer.layers),
+        plan,
+        twin_torrent,
     )
     if accepted.shard_bytes > limits.disk_bytes:
         raise NotEnoughDisk(

@@ -79,6 +79,13 @@ def join(
             envvar="MESH_ENCODING", help="Fetch shards as they are, encoded, or whichever is sooner there."
         ),
     ] = Encoding.AUTO,
+    store_quota: Annotated[
+        str | None,
+        typer.Option(
+            envvar="MESH_STORE_QUOTA",
+            help="Shards on disk may take this much, e.g. 100GB. Default: what `mesh gc --quota` set, else no bound.",
+        ),
+    ] = None,
     accept_license: Annotated[
         str | None,
         typer.Option(envvar="MESH_ACCEPT_LICENSE", help="Id of the model's licence, once you have read it."),
@@ -130,6 +137,7 @@ def join(
         max_upload_bytes_per_second=parse_size(max_upload.removesuffix("/s"))
         if max_upload is not None
         else None,
+        store_quota_bytes=parse_size(store_quota) if store_quota is not None else None,
         accept_license=accept_license,
         assume_yes=yes,
         insecure=insecure,

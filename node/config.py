@@ -30,6 +30,7 @@ class NodeConfig:
     kv_tokens: int
     max_sessions: int
     max_upload_bytes_per_second: int | None
+    store_quota_bytes: int | None  # None: what the store remembers, if anything
     accept_license: str | None  # the id of a licence that the volunteer has read
     assume_yes: bool
     insecure: bool

@@ -11,6 +11,7 @@ from mesh.locking import locked_directory
 from mesh.model.engines import choose_engine
 from mesh.stopping import run_until_signal
 from mesh.swarm.session import SwarmSession, SwarmSettings
+from mesh.weights.holdings import Holdings
 from mesh.weights.store import ShardStore
 from mesh.wire.channel import listening_socket, open_channel, require_loopback
 from node import identity
@@ -59,7 +60,7 @@ async def _tell(config: NodeConfig) -> None:
             engine=engine,
             channel=channel,
             swarm=swarm,
-            store=ShardStore(config.data / "shards"),
+            holdings=Holdings(ShardStore(config.data / "shards"), quota_bytes=config.store_quota_bytes),
             reporter=JsonReporter(node_id, incarnation) if config.json_events else ConsoleReporter(),
         )
         await join(parts, config)

@@ -27,9 +27,9 @@ from mesh.model.prefill import PREFILL_CHUNK
 from mesh.swarm.fetching import FetchProgress, FetchReport
 from mesh.swarm.session import SwarmSession
 from mesh.swarm.twin_fetching import ReleaseTorrents, fetch_release
+from mesh.weights.holdings import Holdings
 from mesh.weights.manifest import ShardRef
 from mesh.weights.signing import TrustRoot
-from mesh.weights.store import ShardStore
 from mesh.wire import coordinator_pb2, stage_pb2_grpc
 from mesh.wire.channel import bind_server, format_endpoint, server_options
 from mesh.wire.tensors import StageContract
@@ -58,7 +58,7 @@ class NodeParts:
     engine: EngineChoice
     channel: grpc.aio.Channel
     swarm: SwarmSession
-    store: ShardStore
+    holdings: Holdings
     reporter: Reporter
 
 
@@ -100,26 +100,29 @@ async def _join_once(parts: NodeParts, config: NodeConfig) -> None:
         return await client.accept_offer(offer.release_id, accepted.layers, accepted.plan.total_bytes)
 
     membership = Membership(client, status, rejoin, lease, peers)
+    # Held until the node ends: nobody may remove what it fetches, loads and seeds.
+    held = parts.holdings.hold(accepted.envelope, accepted.torrent, accepted.manifest, accepted.shards)
     async with _beside(membership.run(), name="membership"):
         try:
-            paths = await _fetch(parts, config, accepted, membership, status)
-            status.state = coordinator_pb2.LOADING
-            membership.report_soon()
-            parts.reporter.loading()
-            began = time.monotonic()
-            stage = await asyncio.to_thread(
-                load_stage,
-                accepted.manifest.config,
-                accepted.layers,
-                paths,
-                device=parts.device,
-                engine=config.engine,
-            )
-            async with _serving(stage, parts, config, accepted, status) as endpoint:
-                status.state = coordinator_pb2.READY
-                await membership.report()
-                parts.reporter.ready(format_endpoint(*endpoint), time.monotonic() - began)
-                await asyncio.get_running_loop().create_future()  # serve until cancelled
+            with held as save_path:
+                paths = await _fetch(parts, save_path, accepted, membership, status)
+                status.state = coordinator_pb2.LOADING
+                membership.report_soon()
+                parts.reporter.loading()
+                began = time.monotonic()
+                stage = await asyncio.to_thread(
+                    load_stage,
+                    accepted.manifest.config,
+                    accepted.layers,
+                    paths,
+                    device=parts.device,
+                    engine=config.engine,
+                )
+                async with _serving(stage, parts, config, accepted, status) as endpoint:
+                    status.state = coordinator_pb2.READY
+                    await membership.report()
+                    parts.reporter.ready(format_endpoint(*endpoint), time.monotonic() - began)
+                    await asyncio.get_running_loop().create_future()  # serve until cancelled
         finally:
             parts.reporter.close()
             await _say_goodbye(client)
@@ -140,7 +143,7 @@ async def _agree(
         except LicenseNotAccepted as exc:
             parts.reporter.license(exc.license_id, exc.text)
             raise
-        missing = sum(ref.size for ref in accepted.shards if parts.store.path(ref) is None)
+        missing = sum(ref.size for ref in accepted.shards if parts.holdings.store.path(ref) is None)
         parts.reporter.plan(config.name, accepted, missing, parts.engine.kernel_id)
         await _ask_volunteer(config)
         try:
@@ -199,7 +202,7 @@ async def _ask_volunteer(config: NodeConfig) -> None:
 
 async def _fetch(
     parts: NodeParts,
-    config: NodeConfig,
+    save_path: Path,
     accepted: AcceptedOffer,
     membership: Membership,
     status: NodeStatus,
@@ -214,10 +217,10 @@ async def _fetch(
         parts.swarm,
         ReleaseTorrents(accepted.manifest, accepted.torrent, accepted.twin_torrent),
         accepted.shards,
-        config.data / "swarm",
+        save_path,
         peers=lambda: membership.peers,
         on_progress=on_progress,
-        store=parts.store,
+        store=parts.holdings.store,
         encoding=config.encoding,
     )
     status.progress = 1.0

@@ -19,6 +19,11 @@ COMMANDS = {
     "show": "Say what a release is and who signed it.",
     "verify": "Check every byte of a release, offline.",
     "seed": "Offer a release to the swarm.",
+    "ls": "List the releases that this machine keeps.",
+    "rm": "Forget a release and the shards only it names.",
+    "gc": "Give disk back: what no release names, then what exceeds the quota.",
+    "pin": "Keep a release whatever the quota says.",
+    "unpin": "Let a release go when the quota asks for it.",
     "run": "Ask a running mesh and stream the answer.",
     "demo": "Show the whole mesh on this machine.",
 }

@@ -198,7 +198,33 @@ def signer_of(envelope: bytes, trust: TrustRoot) -> PublicKey:
     return _open(envelope, trust)[1]
 
 
+def peek_manifest(envelope: bytes) -> Manifest:
+    """The manifest inside, whoever signed it: to count and to name what was verified when it came in, never to load.
+
+    Raises ManifestInvalid.
+    """
+    return Manifest.parse(_unwrap(envelope)[0])
+
+
 def _open(envelope: bytes, trust: TrustRoot) -> tuple[Manifest, PublicKey]:
+    # (1) to (3)
+    payload, signatures = _unwrap(envelope)
+
+    # (4) A known key claims it. The id is only a hint, as DSSE says: it picks the key, the signature proves it.
+    signature, key = _known_signature(_signatures(signatures), trust)
+
+    # (5) The signature fits the exact bytes and their type.
+    if not key.has_signed(_pae(PAYLOAD_TYPE, payload), signature):
+        raise SignatureInvalid(
+            f"manifest: the signature of {key.key_id} does not fit the bytes; they were changed, fetch them again"
+        )
+
+    # (6) Only now is it worth reading.
+    return Manifest.parse(payload), key
+
+
+def _unwrap(envelope: bytes) -> tuple[bytes, object]:
+    """Payload and signatures of a DSSE envelope, neither of them believed yet."""
     # (1) Size before content.  (2) Strict JSON: one reading, exactly the fields of DSSE.
     try:
         value = strict_json.loads(envelope, max_bytes=MAX_ENVELOPE_BYTES)
@@ -212,18 +238,7 @@ def _open(envelope: bytes, trust: TrustRoot) -> tuple[Manifest, PublicKey]:
         raise ManifestInvalid(
             f"manifest envelope type {str(top['payloadType'])[:80]!r}: expected {PAYLOAD_TYPE!r}"
         )
-
-    # (4) A known key claims it. The id is only a hint, as DSSE says: it picks the key, the signature proves it.
-    signature, key = _known_signature(_signatures(top["signatures"]), trust)
-
-    # (5) The signature fits the exact bytes and their type.
-    if not key.has_signed(_pae(PAYLOAD_TYPE, payload), signature):
-        raise SignatureInvalid(
-            f"manifest: the signature of {key.key_id} does not fit the bytes; they were changed, fetch them again"
-        )
-
-    # (6) Only now is it worth reading.
-    return Manifest.parse(payload), key
+    return payload, top["signatures"]
 
 
 def _known_signature(signatures: Mapping[str, bytes], trust: TrustRoot) -> tuple[bytes, PublicKey]:

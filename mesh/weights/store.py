@@ -4,7 +4,8 @@ Holds verified bytes under their root: ``blobs/<root>``, read-only, shared by ev
 across restarts. A blob is in the store only after its bytes were hashed *there*, and it appears in one step, so what
 ``path`` returns was right when it came in; whoever loads it hashes again while reading (``shard.read_shard``).
 
-Knows files and hashes. Knows nothing of torrents, layers or tensors.
+Knows files and hashes. Knows nothing of torrents, layers or tensors, nor of which releases name a blob
+(``holdings.py``).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class ShardStore:
     """A directory of blobs. Several processes may share it."""
 
     def __init__(self, directory: Path, clock: Clock | None = None) -> None:
+        self.directory = directory
         self._blobs = directory / "blobs"
         self._incoming = directory / "incoming"  # same file system: a rename makes a blob visible
         for made in (self._blobs, self._incoming):
@@ -54,6 +56,14 @@ class ShardStore:
     def held(self) -> frozenset[str]:
         """Roots (hex) of all blobs."""
         return frozenset(blob.name for blob in self._blobs.iterdir() if _ROOT.fullmatch(blob.name))
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes by root (hex) of all blobs."""
+        found = {}
+        for root in self.held():
+            with suppress(FileNotFoundError):  # another process may remove it
+                found[root] = (self._blobs / root).stat().st_size
+        return found
 
     def adopt(self, file: Path, ref: ShardRef) -> Path:
         """Take ``file`` in: hash it, make it read-only, give it its root for a name. Returns the blob.
@@ -115,6 +125,15 @@ class ShardStore:
         """Forget a blob; files that were linked to it keep their bytes."""
         self._blob(ref).unlink(missing_ok=True)
 
+    def remove_root(self, root: str) -> None:
+        """Forget a blob by its address."""
+        assert _ROOT.fullmatch(root), root
+        (self._blobs / root).unlink(missing_ok=True)
+
+    def aside(self, name: str) -> Path:
+        """A free name on the blobs' file system; what is left there is swept a day later."""
+        return self._incoming / f"{name}.{secrets.token_hex(8)}"
+
     def _blob(self, ref: ShardRef) -> Path:
         if not _ROOT.fullmatch(ref.root):
             raise ManifestInvalid(f"shard {ref.file}: root {ref.root[:80]!r} is not 64 hex digits")
@@ -123,7 +142,7 @@ class ShardStore:
     @contextmanager
     def _staged(self, file: Path, name: str) -> Iterator[Path]:
         """A name of our own for the bytes of ``file``; gone afterwards unless it was moved."""
-        staged = self._incoming / f"{name}.{secrets.token_hex(8)}"
+        staged = self.aside(name)
         try:
             with naming_full_disk(staged):
                 _link_or_copy(file, staged)
@@ -136,7 +155,7 @@ class ShardStore:
         for left in self._incoming.iterdir():
             with suppress(FileNotFoundError):  # another process sweeps too
                 if now - left.stat().st_ctime > _ABANDONED_SECONDS:
-                    left.unlink()
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def _link_or_copy(file: Path, target: Path) -> None:

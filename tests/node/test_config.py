@@ -28,6 +28,7 @@ GOOD = NodeConfig(
     kv_tokens=1024,
     max_sessions=4,
     max_upload_bytes_per_second=None,
+    store_quota_bytes=None,
     accept_license=None,
     assume_yes=True,
     insecure=False,

@@ -1,0 +1,30 @@
+"""``mesh pin RELEASE``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mesh.cli.stores import JsonOption, StoreOption
+
+SCHEMA = "mesh.pin/1"
+
+
+def pin(
+    release: Annotated[str, typer.Argument(help="A name that `mesh ls` shows, or the start of its id.")],
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Keep a release: neither `mesh gc` nor `mesh rm` removes it until it is unpinned."""
+    import json
+
+    from mesh.cli.stores import open_holdings
+
+    holdings = open_holdings(store)
+    held = holdings.find(release)
+    holdings.pin(held)
+    if as_json:
+        typer.echo(json.dumps({"schema": SCHEMA, "release_id": held.release_id, "name": held.name}))
+    else:
+        typer.echo(f"pinned {held.name}")
