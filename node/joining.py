@@ -105,7 +105,7 @@ async def _join_once(parts: NodeParts, config: NodeConfig) -> None:
     async with _beside(membership.run(), name="membership"):
         try:
             with held as save_path:
-                paths = await _fetch(parts, save_path, accepted, membership, status)
+                paths = await _fetch(parts, config, save_path, accepted, membership, status)
                 status.state = coordinator_pb2.LOADING
                 membership.report_soon()
                 parts.reporter.loading()
@@ -202,6 +202,7 @@ async def _ask_volunteer(config: NodeConfig) -> None:
 
 async def _fetch(
     parts: NodeParts,
+    config: NodeConfig,
     save_path: Path,
     accepted: AcceptedOffer,
     membership: Membership,
