@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from benchmarks.contenders import Answer, Task
 from benchmarks.decode import Report, take_turns
+from benchmarks.encoding import entropy_bound, rounded
 
 TASK = Task("why?", (1, 2, 3), 64)
 
@@ -85,3 +87,26 @@ def test_the_overhead_of_every_token_is_measured(tmp_path: Path) -> None:
     assert (alone["tokens"], together["tokens"]) == (10, 30)
     # The figure itself belongs to a quiet machine; here it is held to what a stall would break.
     assert 0 < alone["p50_ms"] < 20
+
+
+def test_entropy_bound_of_words_without_any_order_is_their_size_and_of_equal_words_nothing() -> None:
+    noise = np.random.default_rng(0).integers(0, 1 << 16, 1 << 20).astype(np.uint16)
+    assert 0.999 < entropy_bound(noise, "BF16") <= 1
+    assert entropy_bound(np.full(1000, 0x3F80, np.uint16), "BF16") == 0
+
+
+def test_rounding_to_bf16_goes_to_the_nearest_and_on_a_tie_to_the_even_one() -> None:
+    words = np.array([0x3F800000, 0x3F808000, 0x3F808001, 0x3F818000], np.uint32)
+    assert rounded(words.view(np.float32), "BF16").tolist() == [0x3F80, 0x3F80, 0x3F81, 0x3F82]
+
+
+def test_missing_weights_are_not_found_in_one_line() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "benchmarks.encoding", "--weights", "nowhere"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[1],
+    )
+    assert (ended.returncode, ended.stdout) == (3, "")
+    assert ended.stderr == "error: nowhere does not exist\n"
