@@ -119,7 +119,7 @@ class SwarmSession:
     async def add_unseen(self, infohash: str, save_path: Path, peers: Collection[Peer]) -> SwarmTorrent:
         """Add a torrent of which only the v2 infohash is known; nothing is fetched but its description.
 
-        Whoever asked looks at what peers describe (``described``) before wanting any of it (``want``).
+        Whoever asked looks at what peers describe (``described_within``) before wanting any of it (``want``).
         """
         assert infohash not in self._by_infohash, "the torrent is in the session already"
         params: Any = lt.parse_magnet_uri(f"magnet:?xt=urn:btmh:1220{infohash}")

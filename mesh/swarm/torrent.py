@@ -120,13 +120,16 @@ class SwarmTorrent:
         assert status is not None
         return status
 
-    async def described(self) -> lt.file_storage:
-        """Return which files the torrent has, once a peer has told."""
-        await self._next("described")
+    async def described_within(self, seconds: float) -> lt.file_storage | None:
+        """Which files the torrent has, once a peer has told; None if none has by then."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._next("described")
+        except TimeoutError:
+            return None
         info = self._handle.torrent_file()
         assert info is not None
-        layout: lt.file_storage = info.layout()
-        return layout
+        return info.layout()
 
     async def want(self, layout: lt.file_storage, wanted: Collection[str]) -> None:
         """Fetch these files of a torrent that was described by peers."""
