@@ -19,7 +19,7 @@ from coordinator.service import OfferedRelease
 from coordinator.serving import MeshHealth, ModelHealth, ServedModel
 from coordinator.succession import may_move
 from mesh.clock import Clock
-from mesh.errors import NotFound
+from mesh.errors import NotFound, UsageError
 from mesh.layers import LayerRange
 
 
@@ -84,6 +84,15 @@ class Hosting(Mapping[str, ServedModel]):
                 f"release {release_id[:16]!r} is not served here; this coordinator serves {served}"
             )
         return found
+
+    def find(self, text: str) -> Hosted:
+        """The release of that id, or the newest of that name; the only model's for an empty text."""
+        names = list(self)
+        if not text and len(names) > 1:
+            raise UsageError(f"this coordinator serves several models, say which: {', '.join(names)}")
+        if not text or text in names:
+            return self._newest(text or names[0])
+        return self.of(text)
 
     def of_node(self, node_id: str, incarnation: int) -> Hosted:
         """Where the node holds layers or was offered some last. Raises NotFound: join again."""

@@ -73,6 +73,9 @@ class Releases(Protocol[H]):
     def of(self, release_id: str) -> H:
         """Raises NotFound."""
 
+    def find(self, text: str) -> H:
+        """By name or id; the only one for an empty text. Raises NotFound, UsageError."""
+
     def of_node(self, node_id: str, incarnation: int) -> H:
         """Where the node holds layers or was offered some. Raises NotFound."""
 
@@ -182,6 +185,22 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         return coordinator_pb2.AnnounceReply(
             seconds=membership.lease_seconds,
             peers=_wire_peers(membership.peers(now, excluding=peer_id)),
+        )
+
+    @refusing
+    async def GetRelease(  # noqa: N802
+        self, request: coordinator_pb2.ReleaseRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> coordinator_pb2.ReleaseReply:
+        _check_protocol(request.protocol, "")
+        await self._authorize(request.token_secret)
+        hosted = self._releases.find(request.release[:MAX_ID_CHARS])
+        release = hosted.offered
+        return coordinator_pb2.ReleaseReply(
+            trust_root=release.trust_root,
+            manifest=release.envelope,
+            torrent=release.torrent,
+            license_text=release.license_text,
+            peers=_wire_peers(hosted.membership.peers(self._clock.monotonic(), excluding="")),
         )
 
     async def _authorize(self, secret: bytes) -> None:

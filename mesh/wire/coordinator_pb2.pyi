@@ -162,3 +162,27 @@ class AnnounceReply(_message.Message):
     seconds: float
     peers: _containers.RepeatedCompositeFieldContainer[_common_pb2.Endpoint]
     def __init__(self, seconds: _Optional[float] = ..., peers: _Optional[_Iterable[_Union[_common_pb2.Endpoint, _Mapping]]] = ...) -> None: ...
+
+class ReleaseRequest(_message.Message):
+    __slots__ = ("protocol", "token_secret", "release")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_SECRET_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    token_secret: bytes
+    release: str
+    def __init__(self, protocol: _Optional[int] = ..., token_secret: _Optional[bytes] = ..., release: _Optional[str] = ...) -> None: ...
+
+class ReleaseReply(_message.Message):
+    __slots__ = ("trust_root", "manifest", "torrent", "license_text", "peers")
+    TRUST_ROOT_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    TORRENT_FIELD_NUMBER: _ClassVar[int]
+    LICENSE_TEXT_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    trust_root: bytes
+    manifest: bytes
+    torrent: bytes
+    license_text: bytes
+    peers: _containers.RepeatedCompositeFieldContainer[_common_pb2.Endpoint]
+    def __init__(self, trust_root: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., torrent: _Optional[bytes] = ..., license_text: _Optional[bytes] = ..., peers: _Optional[_Iterable[_Union[_common_pb2.Endpoint, _Mapping]]] = ...) -> None: ...

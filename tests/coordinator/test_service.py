@@ -394,3 +394,30 @@ def test_while_stopping_no_request_finds_a_route(availability: Availability) -> 
     availability.stop()
     with pytest.raises(RequestRefused, match="stopping"):
         availability.find_route()
+
+
+# -- releases for whoever wants only the files
+
+
+@pytest.mark.parametrize("release", ["", "tiny", RELEASE.release_id])
+async def test_release_is_given_to_whoever_has_a_token_and_reserves_nothing(
+    client: Client, membership: Membership, clock: ManualClock, release: str
+) -> None:
+    await client.announce("seeder", 7777)
+
+    request = coordinator_pb2.ReleaseRequest(protocol=VERSION, token_secret=client.secret, release=release)
+    reply = await client.call("GetRelease", request)
+
+    assert (reply.manifest, reply.torrent, reply.license_text) == (b"envelope", b"torrent", b"license")
+    assert reply.trust_root == b"trust root"
+    assert ports(reply.peers) == [7777]
+    assert not membership.view(clock.monotonic()).nodes
+
+
+async def test_release_needs_a_token_and_a_name_that_is_served(client: Client) -> None:
+    stranger = coordinator_pb2.ReleaseRequest(protocol=VERSION, token_secret=b"x" * 16)
+    with pytest.raises(NotAuthorised):
+        await client.call("GetRelease", stranger)
+    other = coordinator_pb2.ReleaseRequest(protocol=VERSION, token_secret=client.secret, release="other")
+    with pytest.raises(NotFound, match="not served here"):
+        await client.call("GetRelease", other)
