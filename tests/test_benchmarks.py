@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from benchmarks import verify
 from benchmarks.contenders import Answer, Task
 from benchmarks.decode import Report, take_turns
 from benchmarks.encoding import entropy_bound, rounded
@@ -51,6 +52,13 @@ async def test_report_shows_medians_ratios_and_who_answered_otherwise() -> None:
     one, two = out.getvalue().splitlines()[-2:]
     assert one.split()[:5] == ["one", "20.0", "1.00", "10.0–40.0", "same"]
     assert two.split()[:5] == ["two", "5.0", "0.25", "5.0–80.0", "differs"]
+
+
+def test_verify_is_measured_against_the_same_bytes(tmp_path: Path) -> None:
+    shards = [verify._write(tmp_path / f"file-{n}", 1024 * 1024) for n in range(2)]
+    result = verify.summary(verify.measure(shards, 2, rounds=1), 2, 2 * 1024 * 1024)
+    assert result["ratio"].keys() <= {"sha256sum", "openssl-in-parallel"}
+    assert "verify on 2 cores" in verify.line_of(result)
 
 
 def test_release_without_a_trust_root_is_a_usage_error_in_one_line() -> None:

@@ -2,86 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from mesh.errors import MeshError
-    from mesh.weights.manifest import ShardRef
+    from mesh.verification import Verification
 
-SCHEMA = "mesh.verify/1"
+SCHEMA = "mesh.verify/2"
 
 
 def verify(
     directory: Annotated[Path, typer.Argument(help="The release.")],
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also look at tensors, numbers, tokenizer and template.")
+    ] = False,
     trust: Annotated[
         Path | None,
         typer.Option(envvar="MESH_TRUST", help="The publisher's public key. Default: every key of yours."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Check signature, torrent and every shard of a release. Exit code 4 names what was changed."""
+    """Check signature, licence, torrent and every shard of a release, on all cores. Exit code 4 names what was changed."""
     import json
 
     from mesh.cli.progress import byte_progress
-    from mesh.sizes import format_size
-    from mesh.swarm.metainfo import check_torrent
+    from mesh.verification import verify_release
     from mesh.weights.keyring import trusted_keys
-    from mesh.weights.release import Release, verify_shards
-    from mesh.weights.signing import signer_of
+    from mesh.weights.release import Release
 
     known = trusted_keys(trust)
-    # (1) The manifest is signed by somebody we trust.  (2) The torrent is the manifest's.  (3) Every shard is.
     release = Release.open(directory, known)
-    manifest, signer = release.manifest, signer_of(release.envelope, known).key_id
-    check_torrent(release.torrent, manifest)
     with byte_progress("verifying") as progress:
-        problems = verify_shards(release, progress)
-    unlisted = release.unlisted_files()
-
+        verification = verify_release(release, known, deep=deep, progress=progress)
     if as_json:
-        shards = [
-            {
-                "file": ref.file,
-                "ok": ref not in problems,
-                "problem": str(problems[ref]) if ref in problems else None,
-            }
-            for ref in manifest.shards
-        ]
-        value = {
-            "schema": SCHEMA,
-            "ok": not problems,
-            "release_id": manifest.release_id,
-            "name": manifest.name,
-            "signer": signer,
-            "bytes": manifest.total_bytes,
-            "shards": shards,
-            "unlisted_files": list(unlisted),
-        }
-        typer.echo(json.dumps(value))
+        typer.echo(json.dumps(_to_json(verification)))
     else:
-        for problem in problems.values():
-            typer.echo(f"BAD  {problem}")
-        for file in unlisted:
-            typer.echo(f"not part of the release: {file}", err=True)
-    if problems:
-        raise verdict(problems, len(manifest.shards))
-    if not as_json:
+        _tell(verification)
+    if (verdict := verification.verdict()) is not None:
+        raise verdict
+
+
+def _tell(verification: Verification) -> None:
+    """One line per step, one row per shard, and the sum of it."""
+    from mesh.sizes import format_size
+
+    manifest = verification.manifest
+    for step in verification.steps:
+        typer.echo(f"{step.outcome:<11}  {step.name:<10}  {step.detail}")
+    typer.echo("")
+    widest = max(len(ref.file) for ref in manifest.shards)
+    for shard in verification.shards:
+        state = "BAD" if shard.problem else "ok"
+        place = shard.ref.role if shard.ref.layer is None else f"layer {shard.ref.layer}"
+        typer.echo(
+            f"{state:<3}  {shard.ref.file:<{widest}}  {place:<10}  {format_size(shard.ref.size):>10}  {shard.ref.root[:16]}"
+        )
+    for problem in verification.problems.values():
+        typer.echo(f"BAD  {problem}")
+    for file in verification.unlisted_files:
+        typer.echo(f"not part of the release: {file}")
+    if verification.ok:
         typer.echo(
             f"verified {manifest.name}: {len(manifest.shards)} shards, {format_size(manifest.total_bytes)},"
-            f" signed by {signer}"
+            f" signed by {verification.signer}"
         )
 
 
-def verdict(problems: Mapping[ShardRef, MeshError], num_shards: int) -> MeshError:
-    """One error that names every bad shard: corrupt beats missing, since a lie is worse than a gap."""
-    from mesh.errors import IntegrityError, NotFound
-
-    names = ", ".join(ref.file for ref in problems)
-    text = f"{len(problems)} of {num_shards} shards are bad: {names}; fetch them again"
-    if all(isinstance(problem, NotFound) for problem in problems.values()):
-        return NotFound(text.replace("are bad", "are missing"))
-    return IntegrityError(text)
+def _to_json(verification: Verification) -> dict[str, Any]:
+    manifest = verification.manifest
+    return {
+        "schema": SCHEMA,
+        "ok": verification.ok,
+        "release_id": manifest.release_id,
+        "name": manifest.name,
+        "signer": verification.signer,
+        "bytes": manifest.total_bytes,
+        "steps": [
+            {"name": step.name, "outcome": str(step.outcome), "detail": step.detail}
+            for step in verification.steps
+        ],
+        "shards": [
+            {
+                "file": shard.ref.file,
+                "role": shard.ref.role,
+                "layer": shard.ref.layer,
+                "size": shard.ref.size,
+                "root": shard.ref.root,
+                "ok": shard.problem is None,
+                "problem": str(shard.problem) if shard.problem else None,
+            }
+            for shard in verification.shards
+        ],
+        "unlisted_files": list(verification.unlisted_files),
+    }

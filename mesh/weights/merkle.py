@@ -9,7 +9,9 @@ bytes are hashed once, for both.
         hasher.update(chunk)
     hasher.root()
 
-Bounded: 32 bytes are kept for each 16 KiB seen. Knows nothing of files, shards or torrents.
+Bounded: 32 bytes are kept for each 16 KiB seen. Leaves of different parts of a stream do not depend on one another, so
+several cores may hash one file (``shard_check.py``) and several proofs share one root: ``proof_of`` says which hashes lie
+beside the way from a leaf to the root, ``root_by_proof`` walks it. Knows nothing of files, shards or torrents.
 
 Follows https://www.bittorrent.org/beps/bep_0052.html ("pieces root" and "piece layers").
 """
@@ -17,6 +19,7 @@ Follows https://www.bittorrent.org/beps/bep_0052.html ("pieces root" and "piece 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 BLOCK_BYTES = 16 * 1024
 HASH_BYTES = 32
@@ -42,9 +45,9 @@ class RootHasher:
             if self._filled < BLOCK_BYTES:
                 return
             self._leaves += self._block.digest()
-        while len(view) - at >= BLOCK_BYTES:
-            self._leaves += hashlib.sha256(view[at : at + BLOCK_BYTES]).digest()
-            at += BLOCK_BYTES
+        full = at + (len(view) - at) // BLOCK_BYTES * BLOCK_BYTES
+        self._leaves += leaves_of(view[at:full])
+        at = full
         self._block = hashlib.sha256(view[at:])
         self._filled = len(view) - at
 
@@ -52,10 +55,7 @@ class RootHasher:
         """The 32 bytes of the root of what was seen so far. Raises ValueError if that is nothing."""
         if not self.size:
             raise ValueError("an empty file has no root (BEP 52)")
-        nodes, filler = self._all_leaves(), bytes(HASH_BYTES)
-        while len(nodes) > HASH_BYTES:
-            nodes, filler = _parents(nodes, filler), _parent(filler + filler)
-        return nodes
+        return root_of(self._all_leaves())
 
     def piece_layer(self, piece_length: int) -> bytes:
         """The hashes of the pieces, end to end: the torrent's ``piece layers`` entry.
@@ -68,14 +68,63 @@ class RootHasher:
             )
         if self.size <= piece_length:
             return b""
-        nodes, filler = self._all_leaves(), bytes(HASH_BYTES)
-        for _ in range((piece_length // BLOCK_BYTES).bit_length() - 1):
-            nodes, filler = _parents(nodes, filler), _parent(filler + filler)
-        return nodes
+        return climb(self._all_leaves(), (piece_length // BLOCK_BYTES).bit_length() - 1)
 
     def _all_leaves(self) -> bytes:
         # The last block is hashed at its real, short length.
         return bytes(self._leaves) + (self._block.digest() if self._filled else b"")
+
+
+def leaves_of(data: bytes | bytearray | memoryview) -> bytes:
+    """The hashes of the 16 KiB blocks, end to end; the last block may be short. Other threads run meanwhile."""
+    view = memoryview(data)
+    sha256 = hashlib.sha256
+    return b"".join([sha256(view[at : at + BLOCK_BYTES]).digest() for at in range(0, len(view), BLOCK_BYTES)])
+
+
+def climb(nodes: bytes, levels: int, height: int = 0) -> bytes:
+    """The nodes ``levels`` above ``nodes``, which are ``height`` above the leaves; what lies beyond the end is zeros."""
+    filler = _zeros(height)
+    for _ in range(levels):
+        nodes, filler = _parents(nodes, filler), _parent(filler + filler)
+    return nodes
+
+
+def root_of(nodes: bytes, height: int = 0) -> bytes:
+    """The root above ``nodes``, all that there are ``height`` above the leaves."""
+    return climb(nodes, levels_above(len(nodes) // HASH_BYTES), height)
+
+
+def levels_above(count: int) -> int:
+    """How far above ``count`` nodes of one level their root is."""
+    return (count - 1).bit_length()
+
+
+def proof_of(nodes: bytes, index: int, levels: int, height: int = 0) -> tuple[bytes, ...]:
+    """The sibling at each of ``levels`` levels on the way up from node ``index``, lowest first."""
+    filler, siblings = _zeros(height), []
+    for _ in range(levels):
+        at = (index ^ 1) * HASH_BYTES
+        siblings.append(nodes[at : at + HASH_BYTES] or filler)
+        nodes, filler, index = _parents(nodes, filler), _parent(filler + filler), index >> 1
+    return tuple(siblings)
+
+
+def root_by_proof(leaf: bytes, index: int, siblings: Sequence[bytes]) -> bytes:
+    """Where the way up from ``leaf``, the hash of block ``index``, ends."""
+    node = leaf
+    for sibling in siblings:
+        node = _parent(sibling + node if index & 1 else node + sibling)
+        index >>= 1
+    return node
+
+
+def _zeros(height: int) -> bytes:
+    """The root of a subtree of zero leaves of that height."""
+    node = bytes(HASH_BYTES)
+    for _ in range(height):
+        node = _parent(node + node)
+    return node
 
 
 def _parents(nodes: bytes, filler: bytes) -> bytes:

@@ -7,19 +7,17 @@
     DIR/release.bpz.torrent    of a release with encoded twins: their .torrent,
     DIR/<torrent name>.bpz/    and they; both may be deleted, whoever fetches then takes the shards as they are
 
-Opening checks the signature; ``verify_shards`` checks every byte. Knows nothing of BitTorrent: whoever uses the
+Opening checks the signature; ``mesh.verification`` checks every byte. Knows nothing of BitTorrent: whoever uses the
 .torrent checks it against the manifest first (``mesh.swarm.metainfo.check_torrent``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mesh.errors import IntegrityError, MeshError, NotFound, ShardCorrupt
+from mesh.errors import IntegrityError, NotFound
 from mesh.weights.manifest import EncodedShard, Manifest, ShardRef
-from mesh.weights.shard import check_shard
 from mesh.weights.signing import MAX_ENVELOPE_BYTES, TrustRoot, open_manifest
 
 MANIFEST_FILE = "manifest.dsse.json"
@@ -71,33 +69,6 @@ class Release:
             listed |= {self.directory / TWIN_TORRENT_FILE, *self.twin_paths().values()}
         found = (path for path in self.directory.rglob("*") if not path.is_dir() or path.is_symlink())
         return tuple(sorted(str(path.relative_to(self.directory)) for path in found if path not in listed))
-
-
-def verify_shards(
-    release: Release, progress: Callable[[int, int], None] = lambda done, total: None
-) -> dict[ShardRef, MeshError]:
-    """Read every shard; returns what is wrong with which, empty if nothing is. ``progress(done, total)`` in bytes."""
-    problems: dict[ShardRef, MeshError] = {}
-    manifest, done = release.manifest, 0
-
-    def on_bytes(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done, manifest.total_bytes)
-
-    for ref in manifest.shards:
-        try:
-            header = check_shard(release.shard_path(ref), ref, on_bytes)
-            if header is not None and header.license_digest != manifest.license.text_digest:
-                raise ShardCorrupt(
-                    ref.file,
-                    f"license {manifest.license.text_digest}",
-                    f"license {header.license_digest}",
-                    "its publisher must pack it again",
-                )
-        except (IntegrityError, NotFound) as exc:
-            problems[ref] = exc
-    return problems
 
 
 def read_envelope(path: Path) -> bytes:

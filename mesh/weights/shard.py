@@ -197,16 +197,19 @@ def open_sized(path: Path, ref: ShardRef | EncodedShard) -> FileIO:
     return file
 
 
-def _check_root(hasher: RootHasher, ref: ShardRef) -> None:
-    if hasher.size != ref.size:
-        raise ShardCorrupt(ref.file, f"{ref.size} bytes", f"{hasher.size} bytes")
-    if (root := hasher.root().hex() if hasher.size else EMPTY_ROOT) != ref.root:
-        raise ShardCorrupt(ref.file, f"root {ref.root}", f"root {root}")
+def check_root(size: int, root: bytes | None, ref: ShardRef) -> None:
+    """What was read is ``ref``; ``root`` is None of no bytes at all. Raises ShardCorrupt."""
+    if size != ref.size:
+        raise ShardCorrupt(ref.file, f"{ref.size} bytes", f"{size} bytes")
+    if (found := EMPTY_ROOT if root is None else root.hex()) != ref.root:
+        raise ShardCorrupt(ref.file, f"root {ref.root}", f"root {found}")
 
 
-def _header(start: bytes, hasher: RootHasher, ref: ShardRef) -> ShardHeader:
-    _check_root(hasher, ref)
-    # From here on these are the bytes the publisher signed; they may still not be a shard.
+def header_of(start: bytes, ref: ShardRef) -> ShardHeader:
+    """The header in the first bytes of a shard whose root was checked. Raises ShardCorrupt.
+
+    These are the bytes the publisher signed; they may still not be a shard.
+    """
     try:
         length = tensor_file.header_length(start[:8], ref.size)
         header = tensor_file.parse(start[:length], ref.size)
@@ -217,6 +220,15 @@ def _header(start: bytes, hasher: RootHasher, ref: ShardRef) -> ShardHeader:
             ref.file, _place(ref.role, ref.layer), _place(header.role[:40], header.layer), _REPACK
         )
     return header
+
+
+def _check_root(hasher: RootHasher, ref: ShardRef) -> None:
+    check_root(hasher.size, hasher.root() if hasher.size else None, ref)
+
+
+def _header(start: bytes, hasher: RootHasher, ref: ShardRef) -> ShardHeader:
+    _check_root(hasher, ref)
+    return header_of(start, ref)
 
 
 _REPACK = "its publisher must pack it again"

@@ -18,8 +18,9 @@ from mesh.architecture import LlamaConfig
 from mesh.errors import CheckpointUnsupported, IntegrityError, NotEnoughDisk, NotFound, UsageError
 from mesh.publishing import PIECE_LENGTH, creation_time, pack_release
 from mesh.swarm.metainfo import check_torrent, info_of
+from mesh.verification import problems_of
 from mesh.weights.manifest import Manifest
-from mesh.weights.release import Release, verify_shards
+from mesh.weights.release import Release
 from mesh.weights.shard import read_shard
 from mesh.weights.signing import PrivateKey, TrustRoot
 from tests.mesh.weights.tiny_gguf import write_tiny_gguf
@@ -48,7 +49,7 @@ def test_a_packed_release_verifies_and_says_what_it_is(tiny: Path, tmp_path: Pat
     manifest = pack(tiny, tmp_path / "out")
     release = Release.open(tmp_path / "out", TRUST)
     assert release.manifest == manifest
-    assert verify_shards(release) == {}
+    assert problems_of(release) == {}
     assert release.unlisted_files() == ()
     check_torrent(release.torrent, manifest)
     assert [(ref.role, ref.layer) for ref in manifest.shards] == [
@@ -217,7 +218,7 @@ def test_a_shard_of_another_license_is_refused(tiny: Path, tmp_path: Path) -> No
     manifest = pack(tiny, tmp_path / "out")
     release = Release.open(tmp_path / "out", TRUST)
     other = replace(release, manifest=replace(manifest, license=LicenseRef("Apache-2.0", "0" * 64, False)))
-    problems = verify_shards(other)
+    problems = problems_of(other)
     assert len(problems) == len(manifest.shards)
     assert all(
         isinstance(problem, IntegrityError) and "license" in str(problem) for problem in problems.values()
@@ -294,5 +295,5 @@ def grow_sparsely(directory: Path, *, hidden_size: int, intermediate_size: int, 
 def test_the_real_model_packs_and_verifies(real_gguf: Path, tmp_path: Path) -> None:
     manifest = pack(real_gguf, tmp_path / "out")
     assert (len(manifest.shards), manifest.quantization) == (33, "Q4_1")
-    assert verify_shards(Release.open(tmp_path / "out", TRUST)) == {}
+    assert problems_of(Release.open(tmp_path / "out", TRUST)) == {}
     assert manifest.total_bytes < 1.01 * real_gguf.stat().st_size

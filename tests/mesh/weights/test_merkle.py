@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh.weights.merkle import BLOCK_BYTES, HASH_BYTES, RootHasher
+from mesh.weights.merkle import (
+    BLOCK_BYTES,
+    HASH_BYTES,
+    RootHasher,
+    climb,
+    leaves_of,
+    levels_above,
+    proof_of,
+    root_by_proof,
+    root_of,
+)
 
 PIECE = 4 * BLOCK_BYTES
 SIZES = [
@@ -96,3 +106,31 @@ def test_an_empty_file_has_no_root() -> None:
 def test_an_impossible_piece_length_is_refused(piece_length: int) -> None:
     with pytest.raises(ValueError, match="power of two"):
         hashed(b"x").piece_layer(piece_length)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 5, 8, 13])
+def test_every_leaf_is_proved_by_its_siblings_and_no_other_leaf_is(blocks: int) -> None:
+    data = random.Random(blocks).randbytes(blocks * BLOCK_BYTES - 7)
+    leaves, levels = leaves_of(data), levels_above(blocks)
+    root = hashed(data).root()
+    for index in range(blocks):
+        leaf = leaves[index * HASH_BYTES : (index + 1) * HASH_BYTES]
+        siblings = proof_of(leaves, index, levels)
+        assert root_by_proof(leaf, index, siblings) == root
+        assert root_by_proof(bytes(HASH_BYTES), index, siblings) != root
+        if blocks > 1:
+            assert root_by_proof(leaf, index ^ 1, siblings) != root
+
+
+@pytest.mark.parametrize("blocks", [4, 5, 7, 12])
+def test_a_proof_may_be_joined_from_a_piece_and_the_layer_above(blocks: int) -> None:
+    data = random.Random(blocks).randbytes(blocks * BLOCK_BYTES)
+    pieces = climb(leaves_of(data), 2)
+    assert root_of(pieces, 2) == hashed(data).root()
+    for index in range(blocks):
+        first = index // 4 * 4
+        part = leaves_of(data[first * BLOCK_BYTES : (first + 4) * BLOCK_BYTES])
+        upper = levels_above(len(pieces) // HASH_BYTES)
+        siblings = proof_of(part, index - first, 2) + proof_of(pieces, index // 4, upper, 2)
+        leaf = part[(index - first) * HASH_BYTES :][:HASH_BYTES]
+        assert root_by_proof(leaf, index, siblings) == hashed(data).root()
