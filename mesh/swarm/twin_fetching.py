@@ -58,13 +58,17 @@ async def fetch_release(
     on_progress: Callable[[FetchProgress], None] = lambda progress: None,
     *,
     store: ShardStore,
+    web_seeds: Sequence[str] = (),
     encoding: Encoding = Encoding.AUTO,
     link_bytes_per_second: float | None = None,
     stall_seconds: float = STALL_SECONDS,
     twin_stall_seconds: float = TWIN_STALL_SECONDS,
     clock: Clock | None = None,
 ) -> FetchReport:
-    """``fetch``, with ``encoding`` saying how; ``link_bytes_per_second`` is a limit that is known, if any."""
+    """``fetch``, with ``encoding`` saying how; ``link_bytes_per_second`` is how fast the link is, if that is known.
+
+    Web seeds have shards only; they are asked for those that did not come as twins.
+    """
     clock = clock or SystemClock()
     started = clock.monotonic()
     twins = None
@@ -77,7 +81,7 @@ async def fetch_release(
     async def fetch_shards() -> FetchReport:
         return await fetch(
             session, torrents.torrent, torrents.manifest, refs, save_path, peers, on_progress,
-            store=store, stall_seconds=stall_seconds, clock=clock,
+            store=store, web_seeds=web_seeds, stall_seconds=stall_seconds, clock=clock,
         )  # fmt: skip
 
     try:
@@ -182,6 +186,9 @@ class _Twins:
             return _Spent()
         spent = _Spent()
         try:
+            limit = self.session.settings.max_download_bytes_per_second
+            if link is None and limit is not None and self._win(missing, limit):
+                link = limit  # the link may be slower than that; then twins win all the more
             if wish is Encoding.AUTO and link is None:
                 first = _some(missing, self.twin_of)
                 spent += await self._bring(first, on_progress)

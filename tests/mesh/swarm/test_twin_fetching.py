@@ -14,7 +14,7 @@ from mesh.errors import Unreachable
 from mesh.publishing import pack_release
 from mesh.swarm.encoding_choice import Encoding
 from mesh.swarm.fetching import FetchProgress, fetch, seed
-from mesh.swarm.session import SwarmSession
+from mesh.swarm.session import SwarmSession, SwarmSettings
 from mesh.swarm.twin_fetching import ReleaseTorrents, fetch_release
 from mesh.swarm.twins import encoding_of, readable_encoding, seed_twins
 from mesh.weights.manifest import EncodedShard, ShardRef
@@ -101,6 +101,19 @@ async def test_fast_link_takes_the_shards_as_they_are(release: Release, tmp_path
         )  # fmt: skip
     assert report.payload_bytes >= sum(ref.size for ref in refs)
     assert not (tmp_path / "swarm" / "tiny.bpz").exists()
+
+
+async def test_download_limit_that_makes_twins_win_needs_no_measuring(
+    release: Release, tmp_path: Path
+) -> None:
+    refs = tuple(encoded_shards(release))
+    limit = SwarmSettings(max_download_bytes_per_second=1_000_000)
+    async with seeding(release) as seeder, SwarmSession(limit) as node:
+        report = await fetch_release(
+            node, torrents(release), refs, tmp_path / "swarm", lambda: [seeder.endpoint],
+            store=ShardStore(tmp_path / "store"),
+        )  # fmt: skip
+    assert report.payload_bytes <= 1.01 * sum(twin.size for twin in encoded_shards(release).values())
 
 
 async def test_peers_without_twins_send_the_shards(release: Release, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ import pytest
 from mesh.errors import NotFound, ShardCorrupt, TorrentMismatch
 from mesh.publishing import pack_release
 from mesh.swarm.session import SwarmSession
-from mesh.swarm.twins import check_twin_torrent, readable_encoding, seed_twins
+from mesh.swarm.twins import check_twin_torrent, encoding_of, readable_encoding, seed_twins
 from mesh.weights.encoding import check_twin
-from mesh.weights.release import TWIN_TORRENT_FILE
+from mesh.weights.manifest import Manifest
+from mesh.weights.release import TWIN_TORRENT_FILE, Release
+from mesh.weights.twin_check import verify_twins
 from tests.support.releases import PackedRelease, pack_tiny
 from tests.support.seeders import files_below, flip_byte
 from tests.support.tiny_models import write_tiny_checkpoint
@@ -72,3 +75,39 @@ def test_torrent_of_other_twins_is_refused(packed: PackedRelease, plain: PackedR
     assert encoding is not None
     with pytest.raises(TorrentMismatch):
         check_twin_torrent(plain.open().torrent, encoding, packed.manifest)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_verify_names_the_twin_that_was_changed_and_the_one_that_is_missing(
+    packed: PackedRelease, deep: bool
+) -> None:
+    seen: list[tuple[int, int]] = []
+    release = packed.open()
+    assert verify_twins(release, deep=deep, progress=lambda done, total: seen.append((done, total))) == {}
+    assert seen[-1][0] == seen[-1][1]
+    (changed, path), (missing, gone), *_ = release.twin_paths().items()
+    flip_byte(path, path.stat().st_size - 1)
+    gone.unlink()
+    problems = verify_twins(release, deep=deep)
+    assert set(problems) == {changed, missing}
+    assert isinstance(problems[changed], ShardCorrupt)
+    assert isinstance(problems[missing], NotFound)
+
+
+def test_only_deep_verification_finds_a_twin_that_was_signed_for_another_shard(packed: PackedRelease) -> None:
+    release = packed.open()
+    (encoding,) = release.manifest.encodings
+    first, second, *rest = encoding.shards
+    twins = [
+        replace(first, file=second.file, size=second.size, root=second.root),
+        replace(second, file=first.file, size=first.size, root=first.root),
+        *rest,
+    ]
+    torrent = encoding.torrent
+    lying: Manifest = replace(
+        release.manifest,
+        encodings=(encoding_of("tiny", torrent.piece_length, torrent.private, twins),),
+    )
+    liar: Release = replace(release, manifest=lying)
+    assert verify_twins(liar) == {}
+    assert set(verify_twins(liar, deep=True)) == set(twins[:2])
