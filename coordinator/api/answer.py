@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from coordinator.api.errors import Failure
-from coordinator.generation import Event, FinishEvent
+from coordinator.generation import Event, FinishEvent, ScoredToken
+from mesh.model.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,17 @@ def token_text(token: bytes) -> str:
         return token.decode()
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
+
+
+def scored_json(tokenizer: Tokenizer, scored: ScoredToken) -> dict[str, Any]:
+    """A token with its log-probability and the likeliest in its place."""
+    top = [_token(tokenizer, *likely) for likely in scored.logprobs.top]
+    return {**_token(tokenizer, scored.token_id, scored.logprobs.logprob), "top_logprobs": top}
+
+
+def _token(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:
+    token = tokenizer.token_bytes(token_id)
+    return {"token": token_text(token), "logprob": json_logprob(logprob), "bytes": list(token)}
 
 
 def json_logprob(logprob: float) -> float:

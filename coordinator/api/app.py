@@ -29,6 +29,7 @@ from coordinator.api.completion_request import CompletionRequest
 from coordinator.api.completion_response import CompletionAnswer
 from coordinator.api.constraint import compile_constraint, constraint_of
 from coordinator.api.conversation import prepare
+from coordinator.api.dialects import STREAMED, Desk, dialect_routes
 from coordinator.api.errors import ERROR_RESPONSES, Failure, describe, respond
 from coordinator.api.fields import AnswerFields
 from coordinator.api.gate import Gate
@@ -42,13 +43,6 @@ from coordinator.probing import Probe, ProbeOutcome
 from coordinator.serving import MeshHealth, ModelHealth, ServedModel
 from coordinator.tools.reading import CallReader
 from mesh.errors import MeshError, RequestRefused
-
-_STREAMED: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The answer; with stream true its chunks, as server-sent events.",
-        "content": {"application/json": {}, "text/event-stream": {}},
-    }
-}
 
 
 def create_app(
@@ -75,7 +69,7 @@ def create_app(
     for kind in (MeshError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, respond)
 
-    @app.post("/v1/chat/completions", response_model=None, responses=_STREAMED)
+    @app.post("/v1/chat/completions", response_model=None, responses=STREAMED)
     async def create_chat_completion(chat: ChatRequest, request: Request) -> Response:
         model = _find(models, chat.model, request)
         prepared = await prepare(chat.to_conversation(_vocab_size(model)), model, compiler_of(model))
@@ -89,7 +83,7 @@ def create_app(
         )
         return _respond(request, model, chat, wanted, answer, prepared.new_reader)
 
-    @app.post("/v1/completions", response_model=None, responses=_STREAMED)
+    @app.post("/v1/completions", response_model=None, responses=STREAMED)
     async def create_completion(completion: CompletionRequest, request: Request) -> Response:
         model = _find(models, completion.model, request)
         constraint, grammar = constraint_of(completion), None
@@ -109,6 +103,17 @@ def create_app(
             tells_ids=bool(completion.return_token_ids),
         )
         return _respond(request, model, completion, wanted, answer)
+
+    app.include_router(
+        dialect_routes(
+            Desk(
+                find=lambda name, request: _find(models, name, request),
+                compiler_of=compiler_of,
+                head=_head,
+                respond=_respond,
+            )
+        )
+    )
 
     @app.get("/v1/models")
     async def list_models(request: Request) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from coordinator.api.answer import AnswerHead, json_logprob, mesh_object, token_text, usage
+from coordinator.api.answer import AnswerHead, mesh_object, scored_json, usage
 from coordinator.api.errors import Failure
 from coordinator.calling import whole_calls
 from coordinator.generation import CallEvent, Event, FinishEvent, ScoredToken, TextEvent, TokenIds
@@ -104,19 +104,8 @@ class ChatAnswer:
         """Of the tokens that have text: an end token is no part of a message."""
         if not self.has_logprobs:
             return None
-        content = [
-            {
-                **self._token(scored.token_id, scored.logprobs.logprob),
-                "top_logprobs": [self._token(*likely) for likely in scored.logprobs.top],
-            }
-            for scored in tokens
-            if not scored.is_end
-        ]
+        content = [scored_json(self.tokenizer, scored) for scored in tokens if not scored.is_end]
         return {"content": content, "refusal": None}
-
-    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
-        token = self.tokenizer.token_bytes(token_id)
-        return {"token": token_text(token), "logprob": json_logprob(logprob), "bytes": list(token)}
 
 
 def _call(call: CallEvent) -> dict[str, Any]:

@@ -45,6 +45,15 @@ class Prepared:
     new_reader: Callable[[], CallReader] | None = None
 
 
+def merge_leading_systems(messages: Sequence[Message]) -> list[Message]:
+    """Several system messages at the beginning as one: many templates know only one."""
+    count = next((index for index, each in enumerate(messages) if each["role"] != "system"), len(messages))
+    if count < 2:
+        return list(messages)
+    content = "\n\n".join(each["content"] for each in messages[:count])
+    return [{"role": "system", "content": content}, *messages[count:]]
+
+
 async def prepare(conversation: Conversation, model: ServedModel, compiler: GrammarCompiler) -> Prepared:
     """Raises RequestRefused for messages that the template does not take and grammars that cannot be held."""
     syntax = syntax_of(model.chat_template)

@@ -8,7 +8,7 @@ status, frameworks on top of it look at the code and at words of the message; ``
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -18,7 +18,10 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.types import Scope
 
+from coordinator.api.anthropic_errors import anthropic_body, is_anthropic
+from coordinator.generation import ContextExceeded
 from coordinator.token_pipeline import PipelineLost
 from mesh.errors import MeshError, NotAuthorised, NotFound, RequestRefused, Temporary
 
@@ -70,10 +73,23 @@ class Failure:
     param: str | None = None
     retry_after: int | None = None  # seconds
     is_hopeless: bool = False  # official clients would try a 429 or 503 again by themselves
+    overflow: tuple[int, int] | None = None  # tokens, and how many the context holds
 
     def body(self) -> dict[str, Any]:
         kind = _TYPES.get(self.status, "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def anthropic_body(self, request_id: str) -> dict[str, Any]:
+        message = self.message
+        if self.overflow is not None:  # which Anthropic's clients know by these words
+            message = f"prompt is too long: {self.overflow[0]} tokens > {self.overflow[1]} maximum"
+        return anthropic_body(self.status, message, param=self.param, code=self.code, request_id=request_id)
+
+    def response(self, scope: Scope, given: Mapping[str, str] | None = None) -> JSONResponse:
+        """In the dialect of the path; ``given`` headers go with it."""
+        request_id = scope["state"]["request_id"]
+        body = self.anthropic_body(request_id) if is_anthropic(scope["path"]) else self.body()
+        return JSONResponse(body, self.status, {**(given or {}), **self.headers()})
 
     def headers(self) -> dict[str, str]:
         headers = {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
@@ -87,6 +103,9 @@ class Failure:
 def describe(error: BaseException) -> Failure:
     """What a client is told. An error we did not raise on purpose tells nothing of our insides."""
     match error:
+        case ContextExceeded():
+            overflow = (error.tokens, error.limit)
+            return Failure(error.status, error.code, str(error), error.param, overflow=overflow)
         case RequestRefused():
             return Failure(
                 error.status, error.code, str(error), error.param, error.retry_after, error.is_hopeless
@@ -118,15 +137,14 @@ async def respond(request: Request, error: Exception) -> JSONResponse:
     """The one exception handler of the app."""
     failure = describe(error)
     given = error.headers if isinstance(error, HTTPException) else None  # "Allow" of a 405
-    headers = {**(given or {}), **failure.headers()}
     # Middleware adds this to every response but a 500, which is sent from outside of it.
-    headers["x-request-id"] = request.state.request_id
+    headers = {**(given or {}), "x-request-id": request.state.request_id}
     logger.log(
         logging.WARNING if failure.status >= 500 else logging.INFO,
         "request refused",
         extra={"request_id": request.state.request_id, "status": failure.status, "code": failure.code},
     )
-    return JSONResponse(failure.body(), status_code=failure.status, headers=headers)
+    return failure.response(request.scope, headers)
 
 
 def _invalid(error: RequestValidationError) -> Failure:

@@ -175,6 +175,11 @@ class AnswerFields(BaseModel):
                     param="logit_bias",
                 )
 
+    def check_single(self) -> None:
+        """For dialects in which a request has one answer."""
+        if (self.n or 1) > 1:
+            raise RequestRefused("n is more than 1; this dialect has one answer", param="n")
+
     def sampling(self, top_logprobs: int | None) -> SamplingParams:
         """Of the first choice; ``for_choice`` makes the others'."""
         # SamplingParams counts seeds without a sign; a client's -1 is a seed like any other.

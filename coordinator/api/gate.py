@@ -10,7 +10,6 @@ import logging
 import math
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from coordinator.access.api_keys import Scope as KeyScope
@@ -72,8 +71,7 @@ class Gate:
                 "code": failure.code,
             },
         )
-        response = JSONResponse(failure.body(), failure.status, failure.headers())
-        await response(scope, receive, send)
+        await failure.response(scope)(scope, receive, send)
 
 
 def _key(headers: Headers) -> str | None:
