@@ -1,10 +1,11 @@
-"""Publish: a checkpoint in, a signed release out.
+"""Publish: a checkpoint in, or a directory of any files, and a signed release out.
 
     pack_release(Path("model.gguf"), Path("release"), "apache-2.0", None, key)
 
 Everything is checked before anything is written. The release is written beside ``out`` and renamed into place when it
-is whole, so that nobody ever sees half of one. Memory is bounded by the largest tensor, never by the model, and the same
-input gives the same shards on every machine.
+is whole, so that nobody ever sees half of one; a run that was interrupted goes on where it stopped. All cores write, memory
+is bounded by chunks of tensors, never by the model, no byte is hashed twice, and the same input gives the same shards on
+every machine.
 """
 
 from __future__ import annotations
@@ -12,33 +13,51 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from mesh import __version__, strict_json
+from mesh.architecture import LlamaConfig
 from mesh.errors import ManifestInvalid, NotEnoughDisk, NotFound, UsageError
 from mesh.sizes import format_size
 from mesh.swarm import metainfo
 from mesh.swarm.twins import encoding_of, twin_torrent
-from mesh.weights.checkpoint import Checkpoint, open_checkpoint
+from mesh.weights import contents
+from mesh.weights.checkpoint import open_checkpoint
+from mesh.weights.contents import Content
 from mesh.weights.disk import naming_full_disk
-from mesh.weights.encoding import SUFFIX, TwinWriter, twin_file
-from mesh.weights.layout import Place
+from mesh.weights.encoding import twin_file
+from mesh.weights.file_tree import open_files
 from mesh.weights.license_text import resolve_license
-from mesh.weights.manifest import EncodedShard, LicenseRef, Manifest, Provenance, ShardRef, TorrentRef
+from mesh.weights.manifest import (
+    EMPTY_ROOT,
+    MAX_MANIFEST_BYTES,
+    EncodedShard,
+    LicenseRef,
+    Manifest,
+    Provenance,
+    ShardRef,
+    TorrentRef,
+)
 from mesh.weights.quantize import quantized
 from mesh.weights.release import MANIFEST_FILE, TORRENT_FILE, TWIN_TORRENT_FILE
-from mesh.weights.shard import TensorSource, WrittenShard, write_shard
+from mesh.weights.shard import PIECE_LENGTH, FileRange, WrittenShard, data_root
+from mesh.weights.shard_writing import Counter, Progress, num_threads, on_all_cores, write_all
 from mesh.weights.signing import PrivateKey, sign_manifest
+from mesh.weights.small_files import Terms
+from mesh.weights.source_digest import METHOD, files_digest, model_digest
+from mesh.weights.unfinished import Wish, unfinished
 
-PIECE_LENGTH = 4 * 1024 * 1024  # 130 GB are some 31 000 pieces; 1 and 16 MiB were no faster
+Kind = Literal["model", "files"]
 
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
+FILES_AUX = (
+    "release-aux.safetensors"  # `aux` alone is a device's name on Windows, and lies among a publisher's own
+)
+MAX_PIECES = 200_000  # 32 bytes each; libtorrent reads a .torrent of 10 MB at most
 
 
 def pack_release(
@@ -52,95 +71,255 @@ def pack_release(
     quantize: str | None = None,
     encode: bool = False,
     progress: Progress = lambda done, total: None,
+    *,
+    kind: Kind = "model",
+    notice: bytes | None = None,
+    policy: bytes | None = None,
+    copy: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Write the release to ``out``, a directory that does not exist or is empty.
 
-    With ``encode`` shards also get twins for slow links where those save something (``mesh.weights.encoding``).
-    ``license_text`` may be None for a bundled license or one that lies beside the weights. ``created`` is RFC 3339 in
-    UTC; else SOURCE_DATE_EPOCH, else now. ``quantize`` is one of ``quantize.KINDS``; the manifest says so. Raises UsageError, CheckpointUnsupported, NotFound, NotEnoughDisk;
-    whatever is raised, nothing is left behind.
+    ``license_text`` may be None for a bundled license or one that lies beside the weights; ``notice`` and ``policy`` are
+    taken from there too. ``created`` is RFC 3339 in UTC; else SOURCE_DATE_EPOCH, else now. ``quantize`` is one of
+    ``quantize.KINDS``; the manifest says so. Files are linked into the release unless ``copy``. ``say`` gets a line when an
+    interrupted run is gone on with, or can be.
+
+    Raises UsageError, CheckpointUnsupported, NotFound, NotEnoughDisk. Nothing is left behind but what is worth going on
+    from (``unfinished.py``).
     """
-    _check_out(out)
-    checkpoint = open_checkpoint(source)
-    if quantize is not None:
-        checkpoint = quantized(checkpoint, quantize)
-    license_id, text, is_open = resolve_license(license_id, license_text, checkpoint.license_text)
-    draft = Draft(
-        checkpoint=checkpoint,
-        name=name if name is not None else checkpoint.name,
-        license=LicenseRef(license_id, hashlib.sha256(text).hexdigest(), acceptance_required=not is_open),
-        license_text=text,
-        created=created if created is not None else creation_time(os.environ, time.time()),
-        tool=f"llama-mesh {__version__}" + (f" pack --quantize {quantize}" if quantize is not None else ""),
-        encode=encode,
+    _check_out(out, source)
+    given = Terms(license_text, notice, policy)
+
+    def terms(found: Terms) -> Licensed:
+        return licensed(license_id, given, found)
+
+    draft = (
+        _files_draft(source, copy, terms)
+        if kind == "files"
+        else _model_draft(source, quantize, encode, terms)
     )
-    draft.check()
-    count = _counter(progress, checkpoint.source_bytes + checkpoint.weight_bytes)
-    with _replacing(out, checkpoint.weight_bytes * (2 if encode else 1)) as directory:
-        written, twins = _write_shards(draft, directory, count)
-        manifest = draft.manifest(list(written), checkpoint.source_digest(count), list(twins))
-        layers = {shard.root: shard.piece_layer(PIECE_LENGTH) for shard in written.values()}
-        _write(directory / TORRENT_FILE, metainfo.build_torrent(metainfo.info_of(manifest), layers))
+    draft = replace(draft, name=draft.name if name is None else name)
+    begun = created if created is not None else creation_time(os.environ, time.time())
+    draft.check(begun)
+    wish: Wish = {
+        "version": __version__,
+        "arguments": [kind, draft.name, created, quantize, encode, copy, *asdict(draft.license).values()],
+        "source": _stamp(draft.source_files),
+    }
+    count = Counter(progress, sum(content.nbytes for content in draft.contents) + draft.rest_bytes)
+    with unfinished(out, draft.name, wish, begun, say) as release:
+        _check_disk(out, draft, release.kept, linked=kind == "files" and not copy)
+        written = write_all(
+            draft.contents,
+            release.files,
+            release.kept,
+            lambda content, shard: release.record(content.file, shard),
+            count,
+            1 if encode else num_threads(),  # encoding has threads of its own
+        )
+        shards = [
+            ShardRef(content.role, content.layer, content.file, shard.size, shard.root.hex())
+            for content, shard in zip(draft.contents, written, strict=True)
+        ]
+        twins = {
+            EncodedShard(ref.file, twin_file(ref.file), shard.twin.size, shard.twin.root.hex()): shard.twin
+            for ref, shard in zip(shards, written, strict=True)
+            if shard.twin is not None
+        }
+        digest = draft.source_digest(shards, written, count)
+        if _stamp(draft.source_files) != wish["source"]:
+            raise UsageError(f"{source} changed while it was packed; pack it again")
+        manifest = draft.manifest(shards, digest, release.created, list(twins))
+        layers = {shard.root: shard.piece_layer for shard in written}
+        _write(release.directory / TORRENT_FILE, metainfo.build_torrent(metainfo.info_of(manifest), layers))
         for encoding in manifest.encodings:
-            _write(directory / TWIN_TORRENT_FILE, twin_torrent(encoding, twins))
-        _write(directory / MANIFEST_FILE, sign_manifest(manifest, key))
+            _write(release.directory / TWIN_TORRENT_FILE, twin_torrent(encoding, twins))
+        _write(release.directory / MANIFEST_FILE, sign_manifest(manifest, key))
     return manifest
+
+
+def digest_of_source(source: Path, kind: Kind, progress: Progress) -> str:
+    """What a release made of ``source`` records in its provenance, without making one."""
+    if kind == "files":
+        tree = open_files(source)
+        count = Counter(progress, sum(file.size for file in tree.files))
+        return files_digest(on_all_cores(lambda file: contents.plain_ref(file, count), tree.files))
+    checkpoint = open_checkpoint(source)
+    count = Counter(progress, checkpoint.weight_bytes)
+    roots = on_all_cores(lambda sources: data_root(sources, count).hex(), checkpoint.shards.values())
+    return model_digest(
+        checkpoint.source_files, checkpoint.carried, dict(zip(checkpoint.shards, roots, strict=True)), count
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """Everything a manifest says except what only the written shards know."""
+    """Everything a manifest says except what only the written files know."""
 
-    checkpoint: Checkpoint
     name: str
+    source: Path
+    model: LlamaConfig | None
+    quantization: str | None
+    contents: tuple[Content, ...]  # in the manifest's order
+    piece_length: int
     license: LicenseRef
-    license_text: bytes
-    created: str
-    tool: str  # with the arguments that changed the weights
+    arguments: tuple[str, ...]  # that changed what is packed
     encode: bool
+    source_files: tuple[Path, ...]
+    carried: tuple[FileRange, ...]  # what of them is in the shards
 
-    def places(self) -> Iterator[tuple[Place, tuple[TensorSource, ...]]]:
-        """What goes into each shard, in the manifest's order."""
-        yield from self.checkpoint.shards.items()
-        files = {
-            **self.checkpoint.aux_files,
-            "config.json": strict_json.dumps(self.checkpoint.config.to_json()),
-            "LICENSE": self.license_text,
+    @property
+    def rest_bytes(self) -> int:
+        """What is read of the source beside what is written."""
+        if self.model is None:
+            return 0
+        carried = sum(range_.nbytes for range_ in self.carried)
+        return max(0, sum(path.stat().st_size for path in self.source_files) - carried)
+
+    def source_digest(
+        self, shards: Sequence[ShardRef], written: Sequence[WrittenShard], count: Callable[[int], None]
+    ) -> str:
+        if self.model is None:
+            return files_digest(shards)
+        roots = {
+            (ref.role, ref.layer): shard.data_root.hex()
+            for ref, shard in zip(shards, written, strict=True)
+            if shard.data_root is not None
         }
-        yield ("aux", None), tuple(TensorSource.of_bytes(name, data) for name, data in files.items())
+        return model_digest(self.source_files, self.carried, roots, count)
 
     def manifest(
-        self, shards: Sequence[ShardRef], source_digest: str, twins: Sequence[EncodedShard] = ()
+        self, shards: Sequence[ShardRef], source_digest: str, created: str, twins: Sequence[EncodedShard] = ()
     ) -> Manifest:
         files = [metainfo.TorrentFile(ref.file, ref.size, bytes.fromhex(ref.root)) for ref in shards]
-        info = metainfo.build_info(self.name, PIECE_LENGTH, True, files)
+        info = metainfo.build_info(self.name, self.piece_length, True, files)
         return Manifest(
             name=self.name,
-            family="llama",
-            model=self.checkpoint.config,
-            quantization=self.checkpoint.quantization,
+            family="files" if self.model is None else "llama",
+            model=self.model,
+            quantization=self.quantization,
             shards=tuple(shards),
-            torrent=TorrentRef(self.name, PIECE_LENGTH, private=True, infohash=metainfo.infohash(info)),
+            torrent=TorrentRef(self.name, self.piece_length, private=True, infohash=metainfo.infohash(info)),
             license=self.license,
-            provenance=Provenance(self.checkpoint.source.name, source_digest, self.tool),
-            created=self.created,
+            provenance=Provenance(
+                self.source.absolute().name,
+                source_digest,
+                f"llama-mesh {__version__}",
+                self.arguments,
+                METHOD,
+            ),
+            created=created,
             encodings=(encoding_of(self.name, PIECE_LENGTH, True, twins),) if twins else (),
         )
 
-    def check(self) -> None:
+    def check(self, created: str) -> None:
         """Find a name, license id or time that breaks a rule now, not after hours of writing. Raises UsageError."""
-        shards = [ShardRef(*place, shard_file(place), 1, "0" * 64) for place, _ in self.places()]
-        twins = [EncodedShard(ref.file, twin_file(ref.file), 1, "0" * 64) for ref in shards]
+        # Nothing in a manifest is longer than this but the sizes' digits.
+        shards = [
+            ShardRef(content.role, content.layer, content.file, max(1, content.nbytes), EMPTY_ROOT)
+            for content in self.contents
+        ]
+        twins = [EncodedShard(ref.file, twin_file(ref.file), 1, EMPTY_ROOT) for ref in shards]
         try:
-            self.manifest(shards, "0" * 64, twins if self.encode else ())
+            size = len(self.manifest(shards, EMPTY_ROOT, created, twins if self.encode else ()).to_bytes())
         except ManifestInvalid as exc:
             raise UsageError(str(exc)) from exc
+        if size > MAX_MANIFEST_BYTES - _ROOM_BYTES:
+            raise UsageError(
+                f"{self.source}: {len(shards)} files make a manifest of {format_size(size)}, at most"
+                f" {format_size(MAX_MANIFEST_BYTES)} are read; publish it in parts, or put small files into archives"
+            )
 
 
-def shard_file(place: Place) -> str:
-    """``("layer", 3)`` -> ``layer-00003.safetensors``."""
-    role, layer = place
-    return f"{role}.safetensors" if layer is None else f"{role}-{layer:05d}.safetensors"
+_ROOM_BYTES = 4096  # in a manifest, for digits
+
+
+def _model_draft(
+    source: Path, quantize: str | None, encode: bool, terms: Callable[[Terms], Licensed]
+) -> Draft:
+    original = open_checkpoint(source)
+    checkpoint = original if quantize is None else quantized(original, quantize)
+    licensed = terms(original.terms)
+    piece_length = piece_length_for(checkpoint.weight_bytes)
+    files = {
+        **checkpoint.aux_files,
+        "config.json": strict_json.dumps(checkpoint.config.to_json()),
+        **licensed.texts,
+    }
+    return Draft(
+        name=checkpoint.name,
+        source=source,
+        model=checkpoint.config,
+        quantization=checkpoint.quantization,
+        contents=(
+            *contents.weights(checkpoint, original, licensed.ref.text_digest, piece_length, encode=encode),
+            contents.aux(contents.shard_file(("aux", None)), files, licensed.ref.text_digest, piece_length),
+        ),
+        piece_length=piece_length,
+        license=licensed.ref,
+        arguments=() if quantize is None else ("--quantize", quantize),
+        encode=encode,
+        source_files=original.source_files,
+        carried=tuple(original.carried),
+    )
+
+
+def _files_draft(source: Path, copy: bool, terms: Callable[[Terms], Licensed]) -> Draft:
+    tree = open_files(source)
+    licensed = terms(tree.terms)
+    piece_length = piece_length_for(sum(file.size for file in tree.files))
+    return Draft(
+        name=tree.name,
+        source=source,
+        model=None,
+        quantization=None,
+        contents=(
+            *contents.plain_files(tree, copy=copy, piece_length=piece_length),
+            contents.aux(FILES_AUX, licensed.texts, licensed.ref.text_digest, piece_length),
+        ),
+        piece_length=piece_length,
+        license=licensed.ref,
+        arguments=("--as", "files"),
+        encode=False,
+        source_files=tree.source_files,
+        carried=(),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Licensed:
+    """The terms of a release, as its manifest names them and as its aux shard holds them."""
+
+    ref: LicenseRef
+    texts: Mapping[str, bytes]
+
+
+def licensed(license_id: str, given: Terms, found: Terms) -> Licensed:
+    """What was ``given`` by the user counts, else what was ``found`` beside the weights. Raises UsageError."""
+    license_id, text, is_open = resolve_license(license_id, given.license, found.license)
+    texts = {"LICENSE": text}
+    for what, data in (
+        ("NOTICE", found.notice if given.notice is None else given.notice),
+        ("USE_POLICY", found.policy if given.policy is None else given.policy),
+    ):
+        if data is not None:
+            if not data.strip():
+                raise UsageError(f"license {license_id}: its {what} is empty")
+            texts[what] = data
+    digests = {what: hashlib.sha256(data).hexdigest() for what, data in texts.items()}
+    ref = LicenseRef(
+        license_id, digests["LICENSE"], not is_open, digests.get("NOTICE"), digests.get("USE_POLICY")
+    )
+    return Licensed(ref, texts)
+
+
+def piece_length_for(total_bytes: int) -> int:
+    """4 MiB; of more than 800 GB larger, so that the .torrent stays one that clients read."""
+    length = PIECE_LENGTH
+    while total_bytes > MAX_PIECES * length:
+        length *= 2
+    return length
 
 
 def creation_time(environment: Mapping[str, str], now: float) -> str:
@@ -151,66 +330,31 @@ def creation_time(environment: Mapping[str, str], now: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(int(epoch)))
 
 
-def _write_shards(
-    draft: Draft, directory: Path, count: Callable[[int], None]
-) -> tuple[dict[ShardRef, WrittenShard], dict[EncodedShard, WrittenShard]]:
-    """Every shard, and the twins of those that gain by one."""
-    shards, twins = directory / draft.name, directory / (draft.name + SUFFIX)
-    shards.mkdir()
-    if draft.encode:
-        twins.mkdir()
-    written: dict[ShardRef, WrittenShard] = {}
-    encoded: dict[EncodedShard, WrittenShard] = {}
-    for (role, layer), sources in draft.places():
-        file = shard_file((role, layer))
-        with TwinWriter(twins / twin_file(file)) if draft.encode else nullcontext() as twin:
-            shard = write_shard(
-                shards / file, role, layer, sources, draft.license.text_digest, count, follower=twin
-            )
-        written[ShardRef(role, layer, file, shard.size, shard.root.hex())] = shard
-        if twin is not None and (smaller := twin.written) is not None:
-            encoded[EncodedShard(file, twin_file(file), smaller.size, smaller.root.hex())] = smaller
-    if draft.encode and not encoded:
-        twins.rmdir()
-    return written, encoded
+def _stamp(files: Sequence[Path]) -> list[list[str | int]]:
+    """What changes when somebody writes into one of the files."""
+    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 
-def _check_out(out: Path) -> None:
+def _check_out(out: Path, source: Path) -> None:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out} exists and is not an empty directory; choose another --out")
     if not out.absolute().parent.is_dir():
         raise NotFound(f"{out.absolute().parent} does not exist; make it, or choose another --out")
+    if out.resolve().is_relative_to(source.resolve()):
+        raise UsageError(f"{out} is inside {source}; choose an --out beside it")
 
 
-@contextmanager
-def _replacing(out: Path, weight_bytes: int) -> Iterator[Path]:
-    """A new directory that becomes ``out`` when the block ends well, and goes away when it does not."""
+def _check_disk(out: Path, draft: Draft, kept: Mapping[str, WrittenShard], *, linked: bool) -> None:
     parent = out.absolute().parent
-    if (free := shutil.disk_usage(parent).free) < weight_bytes:
+    # Links take no room; where none can be made the disk tells while it is copied to.
+    written = [c for c in draft.contents if c.file not in kept and not (linked and c.role == "file")]
+    needed = sum(content.nbytes for content in written) * (2 if draft.encode else 1)
+    if (free := shutil.disk_usage(parent).free) < needed:
         raise NotEnoughDisk(
-            f"{parent}: {format_size(weight_bytes)} needed, {format_size(free)} free; choose another --out"
+            f"{parent}: {format_size(needed)} needed, {format_size(free)} free; choose another --out"
         )
-    directory = parent / f".{out.name}.packing-{secrets.token_hex(4)}"  # a sibling: renaming is atomic
-    directory.mkdir()
-    try:
-        yield directory
-        directory.rename(out)
-    except BaseException:  # Ctrl-C and SIGTERM too
-        shutil.rmtree(directory)
-        raise
 
 
 def _write(path: Path, data: bytes) -> None:
     with naming_full_disk(path), path.open("xb") as file:
         file.write(data)
-
-
-def _counter(progress: Progress, total: int) -> Callable[[int], None]:
-    done = 0
-
-    def count(num_bytes: int) -> None:
-        nonlocal done
-        done += num_bytes
-        progress(min(done, total), total)  # the aux shard comes on top of the weights
-
-    return count

@@ -16,6 +16,7 @@ from mesh.cli.run_cli import run_app
 COMMANDS = {
     "keys": "Make and list the keys that sign releases.",
     "pack": "Turn a checkpoint into a signed release of shards.",
+    "digest": "Say what a release made of a checkpoint records as its source.",
     "show": "Say what a release is and who signed it.",
     "verify": "Check every byte of a release, offline.",
     "seed": "Offer a release to the swarm.",

@@ -1,4 +1,4 @@
-"""``mesh pack SOURCE --out DIR``: a checkpoint becomes a signed release."""
+"""``mesh pack SOURCE --out DIR``: a checkpoint, or any directory of files, becomes a signed release."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ class Encoding(StrEnum):
     zstd = "zstd"
 
 
+class Kind(StrEnum):
+    model = "model"
+    files = "files"
+
+
 class Quantization(StrEnum):
     q8_0 = "q8_0"
     q4_0 = "q4_0"
@@ -26,7 +31,10 @@ class Quantization(StrEnum):
 
 def pack(
     source: Annotated[
-        Path, typer.Argument(help="A GGUF file, or a directory of Hugging Face's or Meta's files.")
+        Path,
+        typer.Argument(
+            help="A GGUF file, or a directory of Hugging Face's or Meta's files; with --as files any directory."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The directory to make; it must not exist or be empty.")],
     license_id: Annotated[str, typer.Option("--license", help="SPDX id, or LicenseRef-… for others.")],
@@ -36,8 +44,24 @@ def pack(
     license_file: Annotated[
         Path | None, typer.Option(help="The license's text, unless it is bundled or lies beside the weights.")
     ] = None,
+    notice_file: Annotated[
+        Path | None, typer.Option(help="The NOTICE to pass on, unless it lies beside the weights.")
+    ] = None,
+    policy_file: Annotated[
+        Path | None, typer.Option(help="The use policy to pass on, unless it lies beside the weights.")
+    ] = None,
+    kind: Annotated[
+        Kind,
+        typer.Option(
+            "--as", help="files: publish the directory as it is, a data set for example, not to be run."
+        ),
+    ] = Kind.model,
+    copy: Annotated[
+        bool,
+        typer.Option("--copy", help="With --as files: copy every file. Default: link where the disk can."),
+    ] = False,
     name: Annotated[
-        str | None, typer.Option(help="What the model is called. Default: SOURCE's name.")
+        str | None, typer.Option(help="What the release is called. Default: SOURCE's name.")
     ] = None,
     created: Annotated[
         str | None, typer.Option(help="RFC 3339 time in UTC. Default: SOURCE_DATE_EPOCH, else now.")
@@ -52,26 +76,36 @@ def pack(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Turn a checkpoint into a signed release of content-addressed shards."""
+    """Turn a checkpoint into a signed release of content-addressed shards.
+
+    If it is interrupted, the same command goes on after the last whole shard.
+    """
     import json
     import time
 
     from mesh.cli.progress import byte_progress
-    from mesh.errors import NotFound
+    from mesh.errors import UsageError
     from mesh.publishing import pack_release
     from mesh.sizes import format_size
     from mesh.weights.keyring import find_key
 
+    if kind is Kind.files and (quantize is not None or encode is not None):
+        raise UsageError("--as files publishes files unchanged; --quantize and --encode are for models")
+    if copy and kind is not Kind.files:
+        raise UsageError("--copy goes with --as files; the shards of a model are always written anew")
     signer = find_key(key)
-    if license_file is not None and not license_file.is_file():
-        raise NotFound(f"license file {license_file} does not exist")
     began = time.monotonic()
     with byte_progress("packing") as progress:
         manifest = pack_release(
             source,
             out,
             license_id=license_id,
-            license_text=license_file.read_bytes() if license_file is not None else None,
+            license_text=_text(license_file, "license"),
+            notice=_text(notice_file, "notice"),
+            policy=_text(policy_file, "policy"),
+            kind=kind.value,
+            copy=copy,
+            say=lambda line: typer.echo(line, err=True),
             key=signer,
             name=name,
             created=created,
@@ -99,14 +133,25 @@ def pack(
         }
         typer.echo(json.dumps(value))
         return
+    what = "shards" if manifest.is_model else "files"
     typer.echo(
-        f"packed {manifest.name}: {len(manifest.shards)} shards, {format_size(manifest.total_bytes)}, in {seconds:.1f} s\n"
+        f"packed {manifest.name}: {len(manifest.shards)} {what}, {format_size(manifest.total_bytes)}, in {seconds:.1f} s\n"
         f"  release  {manifest.release_id}\n"
         f"  signed   {key_id}\n"
         f"  in       {out}"
     )
     if encode is not None:
         typer.echo(_describe_twins(manifest))
+
+
+def _text(path: Path | None, what: str) -> bytes | None:
+    from mesh.errors import NotFound
+
+    if path is None:
+        return None
+    if not path.is_file():
+        raise NotFound(f"{what} file {path} does not exist")
+    return path.read_bytes()
 
 
 def _describe_twins(manifest: Manifest) -> str:

@@ -49,13 +49,14 @@ def describe(manifest: Manifest, signer: str) -> str:
     """The release in words and a table."""
     from mesh.sizes import format_size
 
+    provenance = manifest.provenance
     facts = {
         "release": manifest.release_id,
         "signed by": signer,
         **(_describe_model(manifest) if manifest.is_model else _describe_files(manifest)),
         "license": manifest.license.id + (", to be accepted" if manifest.license.acceptance_required else ""),
-        "source": f"{manifest.provenance.source}, sha256 {manifest.provenance.source_digest}",
-        "packed": f"{manifest.created} by {manifest.provenance.tool}",
+        "source": f"{provenance.source}, {provenance.method or 'sha256'} {provenance.source_digest}",
+        "packed": f"{manifest.created} by {' '.join((provenance.tool, *provenance.arguments))}",
         "infohash": f"{manifest.torrent.infohash}{', private' if manifest.torrent.private else ''}",
     }
     lines = [manifest.name, *(f"  {what:<10} {text}" for what, text in facts.items()), ""]

@@ -31,7 +31,7 @@ def twin_torrent(encoding: EncodingRef, written: Mapping[EncodedShard, WrittenSh
     """The .torrent of the twins that were just written."""
     torrent = encoding.torrent
     info = build_info(torrent.name, torrent.piece_length, torrent.private, _files(encoding.shards))
-    layers = {shard.root: shard.piece_layer(torrent.piece_length) for shard in written.values()}
+    layers = {shard.root: shard.piece_layer for shard in written.values()}
     return build_torrent(info, layers)
 
 

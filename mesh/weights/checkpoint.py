@@ -11,10 +11,9 @@ surprises; weights are read only while they are streamed.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -22,7 +21,10 @@ from pathlib import Path
 from mesh.architecture import LlamaConfig
 from mesh.errors import CheckpointUnsupported, NotFound
 from mesh.weights.layout import Place
-from mesh.weights.shard import CHUNK_BYTES, TensorSource
+from mesh.weights.shard import CHUNK_BYTES, FileRange, TensorSource, data_root
+from mesh.weights.small_files import Terms
+from mesh.weights.source_digest import model_digest
+from mesh.weights.tensor_types import num_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Checkpoint:
     config: LlamaConfig
     shards: Mapping[Place, tuple[TensorSource, ...]]  # embed, layers, head
     aux_files: Mapping[str, bytes]  # tokenizer.json and, where there is one, chat_template.jinja
-    license_text: bytes | None  # a LICENSE that lies beside the weights
+    terms: Terms  # texts that lie beside the weights
     source: Path
     source_files: tuple[Path, ...]  # everything that was read to make this
 
@@ -49,18 +51,16 @@ class Checkpoint:
         return sum(source.nbytes for sources in self.shards.values() for source in sources)
 
     @property
-    def source_bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.source_files)
+    def carried(self) -> Iterator[FileRange]:
+        """The bytes of the source files that can be told from the shards, whatever their type is to become."""
+        for sources in self.shards.values():
+            for source in sources:
+                yield from source.origin
 
-    def source_digest(self, on_bytes: Callable[[int], None] = lambda _: None) -> str:
-        """Hex SHA-256 of the file; of several, of the sorted ``name size sha256`` lines of the files read."""
-        digests = {path.name: _sha256(path, on_bytes) for path in self.source_files}
-        if self.source_files == (self.source,):
-            return digests[self.source.name]
-        lines = sorted(
-            f"{path.name} {path.stat().st_size} {digests[path.name]}\n" for path in self.source_files
-        )
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+    def source_digest(self) -> str:
+        """As ``source_digest.py`` defines it, by reading everything once."""
+        roots = {place: data_root(sources).hex() for place, sources in self.shards.items()}
+        return model_digest(self.source_files, self.carried, roots)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -86,6 +86,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return open_gguf(path)
 
 
+def tensor_in_file(name: str, type_: str, shape: tuple[int, ...], path: Path, offset: int) -> TensorSource:
+    """A tensor whose bytes lie in a file as they are."""
+    nbytes = num_bytes(type_, shape)
+    return TensorSource(
+        name, type_, shape, lambda: file_chunks(path, offset, nbytes), (FileRange(path, offset, nbytes),)
+    )
+
+
 def file_chunks(path: Path, offset: int, nbytes: int) -> Iterator[bytes]:
     """Bytes of a file, a chunk at a time: read, never mapped, so that they do not stay in memory."""
     with path.open("rb", buffering=0) as file:
@@ -101,11 +109,3 @@ def file_chunks(path: Path, offset: int, nbytes: int) -> Iterator[bytes]:
 def release_name(text: str) -> str:
     """A file's or directory's name made fit for a manifest: ``My model (v2)`` -> ``My-model-v2``."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:100] or "model"
-
-
-def _sha256(path: Path, on_bytes: Callable[[int], None]) -> str:
-    digest = hashlib.sha256()
-    for chunk in file_chunks(path, 0, path.stat().st_size):
-        digest.update(chunk)
-        on_bytes(len(chunk))
-    return digest.hexdigest()

@@ -38,7 +38,7 @@ from mesh.weights import byteplanes
 from mesh.weights.disk import naming_full_disk
 from mesh.weights.manifest import EncodedShard, ShardRef
 from mesh.weights.merkle import RootHasher
-from mesh.weights.shard import StreamedShard, WrittenShard, open_sized
+from mesh.weights.shard import PIECE_LENGTH, StreamedShard, WrittenShard, open_sized
 from mesh.weights.tensor_file import ShardHeader
 from mesh.weights.tensor_types import PLAIN_TYPES
 
@@ -153,7 +153,9 @@ class TwinWriter:
             self._write(self._pending.popleft().result())
         if not self._is_useless and self._is_worth_it(self._shard_bytes):
             assert self._raw_bytes == self._shard_bytes, "the shard ended early"
-            self.written = WrittenShard(self._hasher.size, self._hasher.root(), self._hasher)
+            self.written = WrittenShard(
+                self._hasher.size, self._hasher.root(), self._hasher.piece_layer(PIECE_LENGTH)
+            )
 
     def _write(self, data: bytes) -> None:
         with naming_full_disk(self._path):

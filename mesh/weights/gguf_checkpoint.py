@@ -12,15 +12,16 @@ from pathlib import Path
 from mesh import strict_json
 from mesh.architecture import LlamaConfig
 from mesh.errors import CheckpointUnsupported
-from mesh.weights.checkpoint import Checkpoint, file_chunks, release_name
+from mesh.weights.checkpoint import Checkpoint, release_name, tensor_in_file
 from mesh.weights.gguf_config import ROPE_FREQS, find_tensor, gguf_config
 from mesh.weights.gguf_file import GgufFile
 from mesh.weights.gguf_parts import read_whole_gguf, whole_name
 from mesh.weights.gguf_tokenizer import tokenizer_json
 from mesh.weights.layout import tensor_shapes, weight_places
-from mesh.weights.rope_layout import rows_to_half
 from mesh.weights.shard import TensorSource
-from mesh.weights.tensor_types import WEIGHT_TYPES, num_bytes
+from mesh.weights.small_files import Terms
+from mesh.weights.tensor_streams import in_half_order
+from mesh.weights.tensor_types import WEIGHT_TYPES
 
 _NAMES = {
     "embed_tokens.weight": "token_embd.weight",
@@ -74,7 +75,7 @@ def open_gguf(path: Path) -> Checkpoint:
         config=config,
         shards=sources,
         aux_files=aux_files,
-        license_text=None,
+        terms=Terms(),
         source=path,
         source_files=file.parts,
     )
@@ -93,16 +94,9 @@ def _source(
             f"{file.path}: tensor {gguf_name} is {list(tensor.shape)}, its metadata implies {list(shape)}"
         )
     try:
-        nbytes = num_bytes(tensor.type, shape)
+        source = tensor_in_file(name, tensor.type, shape, tensor.path, tensor.offset)
     except ValueError as exc:
         raise CheckpointUnsupported(f"{file.path}: tensor {gguf_name}: {exc}") from exc
     if name in _REORDERED and file.metadata["general.architecture"] == "llama":
-        return TensorSource(
-            name,
-            tensor.type,
-            shape,
-            lambda: rows_to_half(
-                file_chunks(tensor.path, tensor.offset, nbytes), config.head_dim, nbytes // shape[0]
-            ),
-        )
-    return TensorSource(name, tensor.type, shape, lambda: file_chunks(tensor.path, tensor.offset, nbytes))
+        return in_half_order(source, config.head_dim)
+    return source

@@ -41,7 +41,7 @@ def open_hf(directory: Path) -> Checkpoint:
         config=config,
         shards=sources,
         aux_files=aux_files,
-        license_text=reader.license(),
+        terms=reader.terms(),
         source=directory,
         source_files=(*weights.files, *reader.read),
     )

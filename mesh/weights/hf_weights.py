@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mesh import strict_json
 from mesh.errors import CheckpointUnsupported, NotFound
-from mesh.weights.checkpoint import file_chunks
+from mesh.weights.checkpoint import tensor_in_file
 from mesh.weights.pickle_file import read_pickle
 from mesh.weights.shard import TensorSource
 from mesh.weights.tensor_file import parse_safetensors
@@ -72,12 +72,7 @@ def read_safetensors(path: Path) -> dict[str, TensorSource]:
     except ValueError as exc:
         raise CheckpointUnsupported(f"{path}: not a safetensors file we can read: {exc}") from exc
     return {
-        name: TensorSource(
-            name,
-            info.type,
-            info.shape,
-            lambda info=info: file_chunks(path, 8 + length + info.offset, info.nbytes),  # type: ignore[misc]
-        )
+        name: tensor_in_file(name, info.type, info.shape, path, 8 + length + info.offset)
         for name, info in tensors.items()
     }
 

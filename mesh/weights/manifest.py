@@ -34,6 +34,7 @@ _HEX20 = re.compile(r"[0-9a-f]{40}")
 _HEX32 = re.compile(r"[0-9a-f]{64}")
 _LICENSE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,99}")
 _CODEC = re.compile(r"[a-z0-9-]{1,40}/[0-9]{1,4}")
+_METHOD = re.compile(r"[a-z0-9.-]{1,40}/[0-9]{1,4}")
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 
@@ -88,9 +89,12 @@ class Provenance:
     """Where the weights came from, in the publisher's words."""
 
     source: str  # file name, never a path
-    source_digest: str  # hex SHA-256 of the source's bytes (of a directory: of its sorted file digests)
+    source_digest: str  # hex SHA-256, of what says ``method``
     tool: str  # "llama-mesh 0.1.0"
     arguments: tuple[str, ...] = ()  # those that changed the weights, as they were given
+    method: str | None = (
+        None  # "llama-mesh.source/1"; None: the file's bytes, or its directory's file digests
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +209,8 @@ def _check(m: Manifest) -> None:
         if digest is not None:
             _match(f"license {what}_digest", _HEX32, digest)
     _match("provenance source_digest", _HEX32, m.provenance.source_digest)
+    if m.provenance.method is not None:
+        _match("provenance method", _METHOD, m.provenance.method)
     if len(m.provenance.arguments) > MAX_ARGUMENTS:
         raise ManifestInvalid(
             f"manifest provenance: {len(m.provenance.arguments)} arguments, at most {MAX_ARGUMENTS}"

@@ -50,7 +50,7 @@ def write(manifest: Manifest) -> bytes:
                 "source": provenance.source,
                 "source_digest": provenance.source_digest,
                 "tool": provenance.tool,
-                **_present(arguments=list(provenance.arguments) or None),
+                **_present(arguments=list(provenance.arguments) or None, method=provenance.method),
             },
             "created": manifest.created,
             **_present(
@@ -168,6 +168,7 @@ def _provenance(fields: Fields) -> Provenance:
         fields.text("source_digest"),
         fields.text("tool"),
         fields.texts("arguments") if "arguments" in fields else (),
+        fields.optional_text("method"),
     )
     fields.done()
     return provenance

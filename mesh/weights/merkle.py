@@ -57,6 +57,14 @@ class RootHasher:
             raise ValueError("an empty file has no root (BEP 52)")
         return root_of(self._all_leaves())
 
+    def root_after(self, skipped_bytes: int) -> bytes:
+        """The root of what came after the first ``skipped_bytes``, whole blocks, as if that were a file of its own."""
+        if skipped_bytes % BLOCK_BYTES or not 0 <= skipped_bytes < self.size:
+            raise ValueError(
+                f"{skipped_bytes} of {self.size} bytes: expected whole blocks and something after"
+            )
+        return root_of(self._all_leaves()[skipped_bytes // BLOCK_BYTES * HASH_BYTES :])
+
     def piece_layer(self, piece_length: int) -> bytes:
         """The hashes of the pieces, end to end: the torrent's ``piece layers`` entry.
 

@@ -23,10 +23,9 @@ from mesh.weights.checkpoint import Checkpoint, release_name
 from mesh.weights.gguf_tokenizer import tokenizer_json
 from mesh.weights.layout import Place, tensor_shapes, weight_places
 from mesh.weights.pickle_file import read_pickle
-from mesh.weights.rope_layout import rows_to_half
 from mesh.weights.shard import TensorSource
 from mesh.weights.small_files import SmallFiles
-from mesh.weights.tensor_streams import join_columns, join_rows
+from mesh.weights.tensor_streams import in_half_order, join_columns, join_rows, same
 from mesh.weights.tokenizer_model import MAX_TOKENIZER_MODEL_BYTES, vocabulary
 
 RANKS = (1, 2, 4, 8)
@@ -36,31 +35,21 @@ _FILE = re.compile(r"consolidated\.(\d\d)\.pth")
 _Join = Callable[[Sequence[TensorSource]], TensorSource]
 
 
-def _same(parts: Sequence[TensorSource]) -> TensorSource:
-    """What every rank has. Raises CheckpointUnsupported if one has another."""
-    bytes_of = [b"".join(part.chunks()) for part in parts]
-    if any(part.shape != parts[0].shape for part in parts) or len(set(bytes_of)) != 1:
-        raise CheckpointUnsupported(
-            f"tensor {parts[0].name} differs between the files; are they of one model?"
-        )
-    return parts[0]
-
-
 # Canonical name to Meta's, and how the ranks' slices become one.
 _LAYER: Mapping[str, tuple[str, _Join]] = {
-    "input_layernorm.weight": ("attention_norm.weight", _same),
+    "input_layernorm.weight": ("attention_norm.weight", same),
     "self_attn.q_proj.weight": ("attention.wq.weight", join_rows),
     "self_attn.k_proj.weight": ("attention.wk.weight", join_rows),
     "self_attn.v_proj.weight": ("attention.wv.weight", join_rows),
     "self_attn.o_proj.weight": ("attention.wo.weight", join_columns),
-    "post_attention_layernorm.weight": ("ffn_norm.weight", _same),
+    "post_attention_layernorm.weight": ("ffn_norm.weight", same),
     "mlp.gate_proj.weight": ("feed_forward.w1.weight", join_rows),
     "mlp.down_proj.weight": ("feed_forward.w2.weight", join_columns),
     "mlp.up_proj.weight": ("feed_forward.w3.weight", join_rows),
 }
 _EMBEDDING = "tok_embeddings.weight"
 _HEAD: Mapping[str, tuple[str, _Join]] = {
-    "norm.weight": ("norm.weight", _same),
+    "norm.weight": ("norm.weight", same),
     "lm_head.weight": ("output.weight", join_rows),
 }
 _INTERLEAVED = ("self_attn.q_proj.weight", "self_attn.k_proj.weight")
@@ -101,7 +90,7 @@ def open_meta(directory: Path) -> Checkpoint:
             meta_name = meta_name if layer is None else f"layers.{layer}.{meta_name}"
             used.add(meta_name)
             source = tensors.joined(meta_name, join, name, shape)
-            made.append(_half(source, config.head_dim) if name in _INTERLEAVED else source)
+            made.append(in_half_order(source, config.head_dim) if name in _INTERLEAVED else source)
         sources[role, layer] = tuple(made)
     tensors.check_all_used(used, config.num_layers)
     return Checkpoint(
@@ -109,7 +98,7 @@ def open_meta(directory: Path) -> Checkpoint:
         config=config,
         shards=sources,
         aux_files={"tokenizer.json": strict_json.dumps(tokenizer_json(model_path, metadata, vocab_size))},
-        license_text=files.license(),
+        terms=files.terms(),
         source=directory,
         source_files=(*paths, *files.read, *(where.read if where is not files else ())),
     )
@@ -127,13 +116,6 @@ def _rank_files(directory: Path) -> list[Path]:
             f"{directory}: {len(paths)} consolidated files; models of 1, 2, 4 or 8 are supported. Is one missing?"
         )
     return paths
-
-
-def _half(source: TensorSource, head_dim: int) -> TensorSource:
-    row_bytes = source.nbytes // source.shape[0]
-    return replace(
-        source, chunks=lambda: rows_to_half((bytes(chunk) for chunk in source.chunks()), head_dim, row_bytes)
-    )
 
 
 class _Ranks:
@@ -162,7 +144,7 @@ class _Ranks:
                 )
         try:
             whole = join(parts)
-        except CheckpointUnsupported as exc:
+        except ValueError as exc:
             raise CheckpointUnsupported(f"{self._paths[0].parent}: {exc}") from exc
         if whole.shape != shape:
             raise CheckpointUnsupported(

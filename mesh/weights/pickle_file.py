@@ -17,9 +17,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mesh.errors import CheckpointUnsupported
-from mesh.weights.checkpoint import file_chunks
+from mesh.weights.checkpoint import file_chunks, tensor_in_file
 from mesh.weights.pickle_program import Forbidden, PickledTensor, described
-from mesh.weights.shard import CHUNK_BYTES, TensorSource
+from mesh.weights.shard import CHUNK_BYTES, FileRange, TensorSource
 
 MAX_PICKLE_BYTES = 64 * 1024 * 1024  # of a thousand tensors it has 200 kB
 _LOCAL_HEADER_BYTES = 30  # APPNOTE.TXT 4.3.7
@@ -90,11 +90,11 @@ def _source(
         raise _refuse(path, f"{where} repeats elements of its storage, as no weight does")
     start = _data_offset(path, info) + tensor.start * storage.element_size
     if _is_contiguous(tensor):
-        return TensorSource(
-            name, storage.type, tensor.shape, lambda: file_chunks(path, start, count * storage.element_size)
-        )
+        return tensor_in_file(name, storage.type, tensor.shape, path, start)
     span = (reach + 1) * storage.element_size
-    return TensorSource(name, storage.type, tensor.shape, lambda: _strided(path, start, span, tensor))
+    # Elements that are skipped could not be told from the tensor.
+    origin = (FileRange(path, start, span),) if reach + 1 == count else ()
+    return TensorSource(name, storage.type, tensor.shape, lambda: _strided(path, start, span, tensor), origin)
 
 
 def _is_contiguous(tensor: PickledTensor) -> bool:

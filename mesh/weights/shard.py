@@ -27,17 +27,31 @@ from mesh.weights.merkle import RootHasher
 from mesh.weights.tensor_file import ShardHeader, TensorInfo
 from mesh.weights.tensor_types import num_bytes
 
+PIECE_LENGTH = 4 * 1024 * 1024  # 130 GB are some 31 000 pieces; 1 and 16 MiB were no faster
 CHUNK_BYTES = 1024 * 1024  # a multiple of the merkle leaf; fits a core's cache, so hashing reads warm bytes
 
 
 @dataclass(frozen=True, slots=True)
+class FileRange:
+    """Bytes of a checkpoint's file."""
+
+    path: Path
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSource:
-    """A tensor to be written: what it is, and how to stream its bytes (each call starts anew)."""
+    """A tensor to be written: what it is, and how to stream its bytes (each call starts anew).
+
+    ``origin`` are the bytes of files that can be told from the tensor's: the same ones, in whatever order.
+    """
 
     name: str
     type: str
     shape: tuple[int, ...]
     chunks: Callable[[], Iterator[bytes | memoryview]]
+    origin: tuple[FileRange, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -59,12 +73,13 @@ class Follower(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WrittenShard:
-    size: int  # bytes
-    root: bytes
-    _hasher: RootHasher
+    """What hashing a file once told of it; none of it grows with the file but 32 bytes for each piece."""
 
-    def piece_layer(self, piece_length: int) -> bytes:
-        return self._hasher.piece_layer(piece_length)
+    size: int  # bytes
+    root: bytes  # EMPTY_ROOT of nothing
+    piece_layer: bytes  # BEP 52; empty for a file of one piece or less
+    data_root: bytes | None = None  # of a shard: the root of what follows the header
+    twin: WrittenShard | None = None  # its encoded twin, where one was wanted and is worth it
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +105,7 @@ def write_shard(
     license_digest: str,
     on_bytes: Callable[[int], None] = lambda _: None,
     follower: Follower | None = None,
+    piece_length: int = PIECE_LENGTH,
 ) -> WrittenShard:
     """Write a new file, bounded by one chunk of one tensor, and return its address.
 
@@ -119,7 +135,22 @@ def write_shard(
                 on_bytes(len(chunk))
             expected = header.header_bytes + info.offset + info.nbytes
             assert hasher.size == expected, f"{info.name} gave {hasher.size - expected} bytes too many"
-    return WrittenShard(hasher.size, hasher.root(), hasher)
+    return WrittenShard(
+        hasher.size, hasher.root(), hasher.piece_layer(piece_length), hasher.root_after(header.header_bytes)
+    )
+
+
+def data_root(tensors: Iterable[TensorSource], on_bytes: Callable[[int], None] = lambda _: None) -> bytes:
+    """The ``WrittenShard.data_root`` of a shard of these tensors, without writing it."""
+    sources = {source.name: source for source in tensors}
+    placed = [(source.name, source.type, source.shape) for source in sources.values()]
+    header, _ = tensor_file.lay_out("", None, "", placed)  # the order depends on the tensors alone
+    hasher = RootHasher()
+    for name in header.tensors:
+        for chunk in sources[name].chunks():
+            hasher.update(chunk)
+            on_bytes(len(chunk))
+    return hasher.root()
 
 
 def read_shard(path: Path, ref: ShardRef) -> Shard:

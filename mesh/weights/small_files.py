@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import builtins
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mesh import strict_json
 from mesh.errors import CheckpointUnsupported, NotFound
 
-LICENSE_NAMES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
+# Publishers spell them in upper, lower and mixed case; the first of each that is there is taken.
+LICENSE_NAMES = ("license", "license.txt", "license.md")
+NOTICE_NAMES = ("notice", "notice.txt", "notice.md")
+POLICY_NAMES = (
+    "use_policy.md",
+    "use_policy.txt",
+    "use_policy",
+    "acceptable_use_policy.md",
+    "acceptable_use_policy.txt",
+)
 MAX_JSON_BYTES = 64 * 1024 * 1024  # a tokenizer.json of 2^18 tokens has some 35 MB
 MAX_TEXT_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Under what terms weights were handed out, in their publisher's texts; None where there is none."""
+
+    license: bytes | None = None
+    notice: bytes | None = None  # who passes them on has to include it
+    policy: bytes | None = None  # what they may not be used for
 
 
 class SmallFiles:
@@ -40,9 +60,13 @@ class SmallFiles:
             return {}
         return parse_object(self.path(name), self.bytes(name, MAX_JSON_BYTES))
 
-    def license(self) -> builtins.bytes | None:
-        """The text of a license that lies beside the weights."""
-        name = next((name for name in LICENSE_NAMES if self.path(name).is_file()), None)
+    def terms(self) -> Terms:
+        """The texts that lie beside the weights and go with them."""
+        names = {path.name.lower(): path.name for path in sorted(self.directory.iterdir()) if path.is_file()}
+        return Terms(*(self._first(names, wanted) for wanted in (LICENSE_NAMES, NOTICE_NAMES, POLICY_NAMES)))
+
+    def _first(self, names: Mapping[str, str], wanted: Sequence[str]) -> builtins.bytes | None:
+        name = next((names[name] for name in wanted if name in names), None)
         return None if name is None else self.bytes(name, MAX_TEXT_BYTES)
 
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
-from mesh.weights.shard import CHUNK_BYTES, TensorSource
+from mesh.weights.rope_layout import rows_to_half
+from mesh.weights.shard import CHUNK_BYTES, FileRange, TensorSource
 
 
 def equal_blocks(chunks: Iterator[bytes | memoryview], block_bytes: int) -> Iterator[bytes]:
@@ -32,6 +33,7 @@ def join_rows(parts: Sequence[TensorSource]) -> TensorSource:
         first,
         shape=(rows, *first.shape[1:]),
         chunks=lambda: chain.from_iterable(part.chunks() for part in parts),
+        origin=_origins(parts),
     )
 
 
@@ -39,7 +41,29 @@ def join_columns(parts: Sequence[TensorSource]) -> TensorSource:
     """Matrices side by side: ``[n, a]`` and ``[n, b]`` make ``[n, a + b]``."""
     rows = parts[0].shape[0]
     columns = sum(part.shape[1] for part in parts)
-    return replace(parts[0], shape=(rows, columns), chunks=lambda: _side_by_side(parts))
+    return replace(
+        parts[0], shape=(rows, columns), chunks=lambda: _side_by_side(parts), origin=_origins(parts)
+    )
+
+
+def same(parts: Sequence[TensorSource]) -> TensorSource:
+    """What every part holds. Raises ValueError if one holds something else."""
+    bytes_of = {b"".join(part.chunks()) for part in parts}
+    if any(part.shape != parts[0].shape for part in parts) or len(bytes_of) != 1:
+        raise ValueError(f"tensor {parts[0].name} differs between the files; are they of one model?")
+    return replace(parts[0], origin=_origins(parts))
+
+
+def in_half_order(source: TensorSource, head_dim: int) -> TensorSource:
+    """Rows of q or k that lie interleaved, in the canonical order."""
+    row_bytes = source.nbytes // source.shape[0]
+    return replace(
+        source, chunks=lambda: rows_to_half((bytes(chunk) for chunk in source.chunks()), head_dim, row_bytes)
+    )
+
+
+def _origins(parts: Sequence[TensorSource]) -> tuple[FileRange, ...]:
+    return tuple(range_ for part in parts for range_ in part.origin)
 
 
 def _side_by_side(parts: Sequence[TensorSource]) -> Iterator[bytes]:

@@ -50,8 +50,8 @@ def write_release(
     layers: dict[bytes, bytes] = {}
     refs = []
     for (role, layer, file), size in zip(_shards(len(sizes) - 3), sizes, strict=True):
-        written = _write(directory / name / file, role, layer, size, rng)
-        layers[written.root] = written.piece_layer(piece_length)
+        written = _write(directory / name / file, role, layer, size, rng, piece_length)
+        layers[written.root] = written.piece_layer
         refs.append(ShardRef(role, layer, file, size, written.root.hex()))
     files = [TorrentFile(ref.file, ref.size, bytes.fromhex(ref.root)) for ref in refs]
     pieces = None
@@ -77,14 +77,16 @@ def write_release(
     return SyntheticRelease(directory, manifest, build_torrent(info, layers))
 
 
-def _write(path: Path, role: str, layer: int | None, size: int, rng: random.Random) -> WrittenShard:
+def _write(
+    path: Path, role: str, layer: int | None, size: int, rng: random.Random, piece_length: int
+) -> WrittenShard:
     if size > _HEADER_BYTES:
         data = TensorSource.of_bytes("bytes", rng.randbytes(size - _HEADER_BYTES))
-        return write_shard(path, role, layer, [data], _DIGEST)
+        return write_shard(path, role, layer, [data], _DIGEST, piece_length=piece_length)
     path.write_bytes(data := rng.randbytes(size))
     hasher = RootHasher()
     hasher.update(data)
-    return WrittenShard(size, hasher.root(), hasher)
+    return WrittenShard(size, hasher.root(), hasher.piece_layer(piece_length))
 
 
 def _shards(num_layers: int) -> list[tuple[str, int | None, str]]:

@@ -70,7 +70,7 @@ def example_files_manifest() -> Manifest:
     aux = replace(plain.shard("aux"), file="release-aux.safetensors")
     return replace(
         plain, family="files", model=None, quantization=None, shards=(*shards, aux),
-        provenance=replace(plain.provenance, source="tiny-data"),
+        provenance=replace(plain.provenance, source="tiny-data", method="llama-mesh.source/1"),
     )  # fmt: skip
 
 

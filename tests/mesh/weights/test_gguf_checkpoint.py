@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -378,11 +377,6 @@ def test_a_cut_or_damaged_file_is_read_whole_or_refused(
     except CheckpointUnsupported:
         return
     assert {len(bytes_of(s)) == s.nbytes for sources in checkpoint.shards.values() for s in sources} == {True}
-
-
-def test_source_digest_is_the_files_sha256(tmp_path: Path) -> None:
-    path, _ = write_tiny_gguf(tmp_path)
-    assert open_checkpoint(path).source_digest() == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("kind", [Kind.F32, Kind.Q8_0, Kind.Q4_1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from mesh.architecture import RopeConfig
 from mesh.errors import CheckpointUnsupported, MeshError, NotFound
 from mesh.weights.checkpoint import open_checkpoint
+from mesh.weights.small_files import Terms
 from tests.mesh.weights.test_gguf_checkpoint import by_hf_name, bytes_of
 from tests.support.tiny_models import CHATML, write_tiny_checkpoint
 
@@ -54,7 +54,7 @@ def test_name_template_tokenizer_and_license_come_along(tiny: Path) -> None:
     assert checkpoint.name == "tiny-llama"
     assert checkpoint.aux_files["chat_template.jinja"].decode() == CHATML
     assert checkpoint.aux_files["tokenizer.json"] == (tiny / "tokenizer.json").read_bytes()
-    assert checkpoint.license_text == b"be good"
+    assert checkpoint.terms == Terms(license=b"be good")
 
 
 def test_chat_template_of_its_own_file_wins_and_default_is_chosen_among_several(tiny: Path) -> None:
@@ -238,7 +238,3 @@ def test_source_digest_covers_every_file_read_and_no_other(tiny: Path) -> None:
     assert open_checkpoint(tiny).source_digest() == before
     edit(tiny, "tokenizer_config.json", chat_template="other")
     assert open_checkpoint(tiny).source_digest() != before
-    names = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-    files = [(name, (tiny / name).read_bytes()) for name in names]
-    lines = "".join(f"{name} {len(data)} {hashlib.sha256(data).hexdigest()}\n" for name, data in files)
-    assert open_checkpoint(tiny).source_digest() == hashlib.sha256(lines.encode()).hexdigest()
