@@ -36,6 +36,17 @@ def up(
         Path | None,
         typer.Option(envvar="MESH_TRUST", help="Publisher's public key. Default: every key you keep."),
     ] = None,
+    catalog: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="MESH_CATALOG",
+            help="Catalog that lists the release; join tokens then pin its root instead of keys.",
+        ),
+    ] = None,
+    online_key: Annotated[
+        list[str] | None,
+        typer.Option(help="Key that signs the catalog's snapshot and timestamp. Default: one you keep."),
+    ] = None,
     listen: Annotated[
         str,
         typer.Option(
@@ -80,6 +91,8 @@ def up(
     config = CoordinatorConfig(
         releases=tuple(release),
         trust_file=trust,
+        catalog=catalog,
+        online_keys=tuple(online_key or ()),
         http=_numeric(parse_endpoint(listen, what="--listen")),
         grpc=_numeric(parse_endpoint(grpc, what="--grpc")),
         advertise=advertise,

@@ -22,6 +22,10 @@ class CoordinatorConfig:
     lease_seconds: float
     make_token: bool
     insecure: bool
+    catalog: Path | None = (
+        None  # TUF repository that lists the release; None: a plain list of keys is believed
+    )
+    online_keys: tuple[str, ...] = ()  # of the catalog; empty: any that the operator keeps
     has_api_keys: bool = False  # some key is on record: clients are asked for one
 
     def __post_init__(self) -> None:

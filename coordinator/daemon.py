@@ -20,6 +20,7 @@ from coordinator.hosting import Hosting
 from coordinator.join_tokens import create_token
 from coordinator.journal import Journal
 from coordinator.releasing import Releasing
+from coordinator.served_catalog import ServedCatalog
 from coordinator.servers import serving_clients, serving_grpc
 from coordinator.service import CoordinatorService
 from coordinator.state import StateStore, open_state
@@ -29,7 +30,7 @@ from mesh.errors import MeshError
 from mesh.locking import locked_directory
 from mesh.stopping import run_until_signal
 from mesh.token import JoinToken
-from mesh.weights.keyring import trusted_keys
+from mesh.weights.keyring import signing_keys, trusted_keys
 from mesh.weights.signing import TrustRoot
 from mesh.wire.channel import format_endpoint
 
@@ -43,34 +44,50 @@ OnListening = Callable[[Listening, JoinToken | None], None]
 
 def run(config: CoordinatorConfig, on_listening: OnListening) -> int | None:
     """Serve until SIGTERM or SIGINT; returns 128 + the signal's number. Raises MeshError."""
-    kept = trusted_keys(config.trust_file)
-    verified = [verify(directory, kept) for directory in config.releases]
+    clock = SystemClock()
+    catalog = _catalog(config, clock)
+    kept = catalog.trust() if catalog is not None else trusted_keys(config.trust_file)
+    verified = [verify(directory, kept, catalog) for directory in config.releases]
     # Of the keys the operator keeps, nodes are told those that signed: they need believe no other, and join tokens
     # stay good when another key is added.
     trust = TrustRoot.of(*(each.signer for each in verified))
-    clock = SystemClock()
     hosting = Hosting(clock)
     for each in verified:
         hosting.add(host(each, trust, config.lease_seconds, clock))
     with locked_directory(config.data, "mesh-coordinator"):
-        return run_until_signal(_serve(config, hosting, trust, on_listening, clock))
+        return run_until_signal(_serve(config, hosting, trust, catalog, on_listening, clock))
+
+
+def _catalog(config: CoordinatorConfig, clock: Clock) -> ServedCatalog | None:
+    if config.catalog is None:
+        return None
+    config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    keys = list(signing_keys(config.online_keys))
+    return ServedCatalog(config.catalog, config.data / "catalog", keys, clock)
 
 
 async def _serve(
-    config: CoordinatorConfig, hosting: Hosting, trust: TrustRoot, on_listening: OnListening, clock: Clock
+    config: CoordinatorConfig,
+    hosting: Hosting,
+    trust: TrustRoot,
+    catalog: ServedCatalog | None,
+    on_listening: OnListening,
+    clock: Clock,
 ) -> None:
+    trust_digest = catalog.root_digest if catalog is not None else trust.digest()  # what join tokens pin
+
     async def end_answers() -> None:
         await asyncio.gather(*(hosted.close() for hosted in hosting.all))
 
     async with AsyncExitStack() as stack:
         state = await stack.enter_async_context(_remembering(config))
-        releasing = Releasing(hosting, state, trust, config.lease_seconds, clock)
+        releasing = Releasing(hosting, state, trust, config.lease_seconds, clock, catalog)
         await releasing.look()
         callers = Callers(state, clock)
         nodes = await stack.enter_async_context(
             serving_grpc(
                 config.grpc,
-                CoordinatorService(hosting, state, clock),
+                CoordinatorService(hosting, state, clock, catalog),
                 GenerationService(hosting, hosting.health, callers),
                 hosting.health,
             )
@@ -81,14 +98,14 @@ async def _serve(
         listening = Listening(
             http=format_endpoint(*config.reachable(clients)),
             grpc=format_endpoint(*config.reachable(nodes)),
-            trust_digest=trust.digest().hex(),
+            trust_digest=trust_digest.hex(),
             release=first.release_id,
             model=first.model.name,
         )
         write_listening(config.data, listening)
         token = None
         if config.make_token:
-            token = await create_token(state, trust.digest(), "up", clock.wall())
+            token = await create_token(state, trust_digest, "up", clock.wall())
         logger.info(
             "listening",
             extra={"http": listening.http, "grpc": listening.grpc, "models": list(hosting)},
@@ -97,6 +114,8 @@ async def _serve(
         async with asyncio.TaskGroup() as group:
             group.create_task(_watch_leases(hosting, state, clock), name="leases")
             group.create_task(releasing.run(), name="releases")
+            if catalog is not None:
+                group.create_task(catalog.run(), name="catalog")
             await asyncio.shield(http)  # ends only when it is told to
     logger.info("stopped")
 

@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 
 from coordinator.hosting import Hosted, Hosting
+from coordinator.served_catalog import ServedCatalog
 from coordinator.state import ReleaseRecord, StateStore
 from coordinator.verified_release import host, verify
 from mesh.clock import Clock
@@ -24,9 +25,15 @@ LOOK_SECONDS = 1.0
 
 class Releasing:
     def __init__(
-        self, hosting: Hosting, state: StateStore, trust: TrustRoot, lease_seconds: float, clock: Clock
+        self,
+        hosting: Hosting,
+        state: StateStore,
+        trust: TrustRoot,
+        lease_seconds: float,
+        clock: Clock,
+        catalog: ServedCatalog | None = None,
     ) -> None:
-        self._hosting, self._state, self._trust = hosting, state, trust
+        self._hosting, self._state, self._trust, self._catalog = hosting, state, trust, catalog
         self._lease_seconds, self._clock = lease_seconds, clock
         self._seen: set[ReleaseRecord] = set()
 
@@ -51,7 +58,8 @@ class Releasing:
         if any(hosted.release_id == record.release_id for hosted in self._hosting.all):
             return
         try:
-            verified = await asyncio.to_thread(verify, Path(record.directory), self._trust)
+            trust = self._catalog.trust() if self._catalog is not None else self._trust
+            verified = await asyncio.to_thread(verify, Path(record.directory), trust, self._catalog)
             if verified.release.manifest.release_id != record.release_id:
                 raise UsageError(
                     f"{record.directory} holds another release than when it was added; add it again"

@@ -6,6 +6,7 @@ refusal is a MeshError, sent as a status that the other side turns back into the
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import math
@@ -21,6 +22,7 @@ from coordinator.join_tokens import admit
 from coordinator.journal import Journal
 from coordinator.membership import Applicant, Membership
 from coordinator.placement import Capacity
+from coordinator.served_catalog import ServedCatalog
 from coordinator.state import StateStore
 from coordinator.topology import MAX_COUNT, Endpoint, NodeState, Report
 from mesh import __version__
@@ -101,8 +103,10 @@ def refusing(method: Method) -> Method:
 
 
 class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
-    def __init__(self, releases: Releases[Any], state: StateStore, clock: Clock) -> None:
-        self._releases, self._state, self._clock = releases, state, clock
+    def __init__(
+        self, releases: Releases[Any], state: StateStore, clock: Clock, catalog: ServedCatalog | None = None
+    ) -> None:
+        self._releases, self._state, self._clock, self._catalog = releases, state, clock, catalog
         self._journal = Journal(state, clock)
 
     @refusing
@@ -120,7 +124,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             "layers offered",
             extra={"node": applicant.name, "layers": str(layers), "release": release.release_id[:16]},
         )
-        return coordinator_pb2.Offer(
+        offer = coordinator_pb2.Offer(
             release_id=release.release_id,
             trust_root=release.trust_root,
             manifest=release.envelope,
@@ -130,6 +134,10 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             layers=common_pb2.LayerRange(start=layers.start, stop=layers.stop),
             peers=_wire_peers(hosted.membership.peers(now, excluding=applicant.node_id)),
         )
+        if self._catalog is not None:
+            _add_catalog(offer, release.release_id, self._catalog, request.trust_digest)
+            offer.catalog_version = self._catalog.version
+        return offer
 
     @refusing
     async def AcceptOffer(  # noqa: N802
@@ -195,13 +203,37 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         await self._authorize(request.token_secret)
         hosted = self._releases.find(request.release[:MAX_ID_CHARS])
         release = hosted.offered
-        return coordinator_pb2.ReleaseReply(
+        reply = coordinator_pb2.ReleaseReply(
             trust_root=release.trust_root,
             manifest=release.envelope,
             torrent=release.torrent,
             license_text=release.license_text,
             peers=_wire_peers(hosted.membership.peers(self._clock.monotonic(), excluding="")),
         )
+        if self._catalog is not None:
+            _add_catalog(reply, release.release_id, self._catalog, request.trust_digest)
+        return reply
+
+    @refusing
+    async def CatalogFile(  # noqa: N802
+        self, request: coordinator_pb2.CatalogFileRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> coordinator_pb2.CatalogFileReply:
+        if not self._holds_lease(request.node_id, request.incarnation):
+            await self._authorize(request.token_secret)
+        if self._catalog is None:
+            raise NotFound("this coordinator has no catalog; it was started without --catalog")
+        return coordinator_pb2.CatalogFileReply(
+            data=await asyncio.to_thread(self._catalog.file, request.name)
+        )
+
+    def _holds_lease(self, node_id: str, incarnation: int) -> bool:
+        """A member refreshes its catalog even when its token has ended: it must learn of what was revoked."""
+        try:
+            membership = self._releases.of_node(node_id, incarnation).membership
+        except NotFound:
+            return False
+        nodes = membership.view(self._clock.monotonic()).nodes
+        return any((node.node_id, node.incarnation) == (node_id, incarnation) for node in nodes)
 
     async def _authorize(self, secret: bytes) -> None:
         admit(await self._state.tokens(), secret, self._clock.wall())
@@ -210,10 +242,23 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         return coordinator_pb2.Lease(
             seconds=hosted.membership.lease_seconds,
             peers=_wire_peers(hosted.membership.peers(now, excluding=node_id)),
+            catalog_version=self._catalog.version if self._catalog is not None else 0,
         )
 
 
 # -- messages to values; whatever is out of bounds is a UsageError
+
+
+def _add_catalog(
+    reply: coordinator_pb2.Offer | coordinator_pb2.ReleaseReply,
+    release_id: str,
+    catalog: ServedCatalog,
+    pinned: bytes,
+) -> None:
+    """The manifest as the catalog has it now, and the root that the asker's token names."""
+    current = catalog.current(release_id)
+    reply.trust_root, reply.manifest = catalog.root_for(pinned), current.envelope
+    reply.catalog_path = current.path
 
 
 def _check_protocol(protocol: int, version: str) -> None:

@@ -15,6 +15,7 @@ from coordinator.availability import Availability
 from coordinator.hosting import Hosted
 from coordinator.membership import Membership
 from coordinator.pipeline import Pipeline
+from coordinator.served_catalog import ServedCatalog
 from coordinator.service import OfferedRelease
 from coordinator.serving import ServedModel
 from mesh.clock import Clock
@@ -38,9 +39,11 @@ class VerifiedRelease:
     aux: Shard
 
 
-def verify(directory: Path, trust: TrustRoot) -> VerifiedRelease:
+def verify(directory: Path, trust: TrustRoot, catalog: ServedCatalog | None = None) -> VerifiedRelease:
     """Every check that needs no network. Raises IntegrityError, NotFound, UsageError."""
     release = Release.open(directory, trust)
+    if catalog is not None:
+        catalog.current(release.manifest.release_id)
     _ = release.manifest.config  # a release of plain files has none, and says so
     check_torrent(release.torrent, release.manifest)
     ref = release.manifest.shard("aux")

@@ -41,6 +41,7 @@ class OfferedBytes:
     layers: LayerRange
     license_text: bytes = b""
     twin_torrent: bytes = b""  # empty: the release has no encoded twins
+    catalog_path: str = ""  # the manifest's target path; empty: a plain list of keys is believed
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ class CoordinatorClient:
         limits: Limits,
         release_id: str = "",
         wait_seconds: float,
+        trust_digest: bytes = b"",
     ) -> tuple[OfferedBytes, list[tuple[str, int]]]:
         """The offer, of that release if one is named, and the BitTorrent peers to fetch from.
 
@@ -58,6 +59,7 @@ class CoordinatorClient:
             max_sessions=limits.max_sessions,
             model=limits.model or "",
             release_id=release_id,
+            trust_digest=trust_digest,
         )
         deadline = asyncio.get_running_loop().time() + wait_seconds
         while True:
@@ -79,6 +81,7 @@ class CoordinatorClient:
             LayerRange(offer.layers.start, offer.layers.stop),
             offer.license_text,
             offer.twin_torrent,
+            offer.catalog_path,
         )
         return offered, endpoints(offer.peers)
 
@@ -101,6 +104,14 @@ class CoordinatorClient:
     async def heartbeat(self, request: coordinator_pb2.HeartbeatRequest) -> coordinator_pb2.Lease:
         request.node_id, request.incarnation = self._node_id, self._incarnation
         return await self._call(self._stub.Heartbeat(request, timeout=_CALL_SECONDS))
+
+    async def catalog_file(self, token_secret: bytes, name: str) -> bytes:
+        """A file of the catalog; nothing of it is believed yet. Raises NotFound, Unreachable, NotAuthorised."""
+        request = coordinator_pb2.CatalogFileRequest(
+            token_secret=token_secret, node_id=self._node_id, incarnation=self._incarnation, name=name
+        )
+        reply = await self._call(self._stub.CatalogFile(request, timeout=_CALL_SECONDS))
+        return bytes(reply.data)
 
     async def leave(self) -> None:
         await self._call(

@@ -28,13 +28,14 @@ from mesh.swarm.fetching import FetchProgress, FetchReport
 from mesh.swarm.session import SwarmSession
 from mesh.swarm.twin_fetching import ReleaseTorrents, fetch_release
 from mesh.weights.holdings import Holdings
+from mesh.weights.keyring import read_trust
 from mesh.weights.manifest import ShardRef
-from mesh.weights.signing import TrustRoot
 from mesh.wire import coordinator_pb2, stage_pb2_grpc
 from mesh.wire.channel import bind_server, format_endpoint, server_options
 from mesh.wire.tensors import StageContract
 from node.accepting import AcceptedOffer, LicenseNotAccepted, Limits, accept
 from node.capacity import disk_bytes, memory_bytes
+from node.catalog import NodeCatalog
 from node.config import NodeConfig
 from node.coordinator_client import CoordinatorClient
 from node.engine import Engine
@@ -42,6 +43,7 @@ from node.membership import Membership, NodeStatus, Superseded
 from node.reporting import Reporter
 from node.service import StageIdentity, StageService
 from node.sessions import SessionTable
+from node.trusting import coordinator_source, whom_to_believe
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +86,7 @@ async def _join_once(parts: NodeParts, config: NodeConfig) -> None:
     client = CoordinatorClient(
         parts.channel, config.coordinator, node_id=parts.node_id, incarnation=parts.incarnation
     )
-    accepted, lease, peers = await _agree(parts, config, client)
+    accepted, catalog, lease, peers = await _agree(parts, config, client)
     status = NodeStatus(swarm=parts.swarm.endpoint)
 
     async def rejoin() -> coordinator_pb2.Lease:
@@ -99,13 +101,18 @@ async def _join_once(parts: NodeParts, config: NodeConfig) -> None:
             raise Superseded(str(exc)) from exc
         return await client.accept_offer(offer.release_id, accepted.layers, accepted.plan.total_bytes)
 
-    membership = Membership(client, status, rejoin, lease, peers)
+    membership = Membership(client, status, rejoin, lease, peers, lambda lease: _tell(catalog, lease))
     # Held until the node ends: nobody may remove what it fetches, loads and seeds.
     held = parts.holdings.hold(accepted.envelope, accepted.torrent, accepted.manifest, accepted.shards)
-    async with _beside(membership.run(), name="membership"):
+    async with (
+        _beside(membership.run(), name="membership"),
+        _beside(_follow(catalog), name="catalog"),
+    ):
         try:
             with held as save_path:
                 paths = await _fetch(parts, config, save_path, accepted, membership, status)
+                if catalog is not None:
+                    catalog.check()  # fetching may have taken days
                 status.state = coordinator_pb2.LOADING
                 membership.report_soon()
                 parts.reporter.loading()
@@ -118,7 +125,7 @@ async def _join_once(parts: NodeParts, config: NodeConfig) -> None:
                     device=parts.device,
                     engine=config.engine,
                 )
-                async with _serving(stage, parts, config, accepted, status) as endpoint:
+                async with _serving(stage, parts, config, accepted, status, catalog) as endpoint:
                     status.state = coordinator_pb2.READY
                     await membership.report()
                     parts.reporter.ready(format_endpoint(*endpoint), time.monotonic() - began)
@@ -130,15 +137,25 @@ async def _join_once(parts: NodeParts, config: NodeConfig) -> None:
 
 async def _agree(
     parts: NodeParts, config: NodeConfig, client: CoordinatorClient
-) -> tuple[AcceptedOffer, coordinator_pb2.Lease, list[tuple[str, int]]]:
+) -> tuple[AcceptedOffer, NodeCatalog | None, coordinator_pb2.Lease, list[tuple[str, int]]]:
     """Offer, our own checks, the plan, the volunteer's word, the reservation."""
     limits = _limits(parts, config, layers=config.layers)
-    trust = TrustRoot.load(config.trust_file) if config.trust_file else None
+    brought = read_trust(config.trust_file) if config.trust_file else None
     for attempts_left in reversed(range(_OFFER_ATTEMPTS)):
         offer, peers = await _request_offer(client, parts, config, limits, wait_seconds=config.wait_seconds)
+        believed = await whom_to_believe(
+            offer,
+            trust_digest=config.token.trust_digest,
+            brought=brought,
+            memory=config.data / "catalog",
+            source=coordinator_source(client, config.token.secret),
+        )
         try:
             accepted = accept(
-                offer, trust_digest=config.token.trust_digest, trust_override=trust, limits=limits
+                offer,
+                trust_digest=config.token.trust_digest,
+                trust_override=believed.keys,
+                limits=limits,
             )
         except LicenseNotAccepted as exc:
             parts.reporter.license(exc.license_id, exc.text)
@@ -154,7 +171,7 @@ async def _agree(
             continue
         parts.reporter.reserved()
         logger.info("layers reserved", extra={"layers": str(accepted.layers)})
-        return accepted, lease, peers
+        return accepted, believed.catalog, lease, peers
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
@@ -186,7 +203,21 @@ async def _request_offer(
         limits=limits,
         release_id=release_id,
         wait_seconds=wait_seconds,
+        trust_digest=config.token.trust_digest,
     )
+
+
+def _tell(catalog: NodeCatalog | None, lease: coordinator_pb2.Lease) -> None:
+    if catalog is not None:
+        catalog.on_lease(lease.catalog_version)
+
+
+async def _follow(catalog: NodeCatalog | None) -> None:
+    """Refreshes the catalog for as long as we serve; a mesh without one has nothing that could change."""
+    if catalog is not None:
+        await catalog.run()
+    else:
+        await asyncio.get_running_loop().create_future()
 
 
 async def _ask_volunteer(config: NodeConfig) -> None:
@@ -232,7 +263,12 @@ async def _fetch(
 
 @asynccontextmanager
 async def _serving(
-    stage: LoadedStage, parts: NodeParts, config: NodeConfig, accepted: AcceptedOffer, status: NodeStatus
+    stage: LoadedStage,
+    parts: NodeParts,
+    config: NodeConfig,
+    accepted: AcceptedOffer,
+    status: NodeStatus,
+    catalog: NodeCatalog | None,
 ) -> AsyncIterator[tuple[str, int]]:
     """The loaded stage behind its gRPC service; yields where it listens."""
     model = accepted.manifest.config
@@ -248,6 +284,7 @@ async def _serving(
         ),
         StageContract(accepted.layers.is_first(), model.hidden_size, model.vocab_size, PREFILL_CHUNK),
         sessions,
+        catalog.check if catalog is not None else lambda: None,
     )
     engine = Engine(
         stage, is_last=accepted.layers.is_last(model.num_layers), device=parts.device, on_done=service.on_done

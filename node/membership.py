@@ -65,9 +65,10 @@ class Membership:
         rejoin: Callable[[], Awaitable[coordinator_pb2.Lease]],
         lease: coordinator_pb2.Lease,
         peers: list[tuple[str, int]],
+        on_lease: Callable[[coordinator_pb2.Lease], None] = lambda lease: None,
     ) -> None:
         self._client, self._status, self._rejoin = client, status, rejoin
-        self._lease_seconds = lease.seconds
+        self._lease_seconds, self._on_lease = lease.seconds, on_lease
         self._changed = asyncio.Event()
         self._version = 0  # of the status; rises when somebody says that it changed
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
@@ -94,6 +95,7 @@ class Membership:
             try:
                 lease = await self._client.heartbeat(self._status.to_request())
                 self._lease_seconds, self.peers = lease.seconds, endpoints(lease.peers)
+                self._on_lease(lease)
                 self._tell_heard(version)
                 if lease.is_superseded:
                     raise Superseded("a newer version of the model is served")

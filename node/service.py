@@ -7,6 +7,7 @@ sessions and hears of failures; neighbours' links bring hidden states.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,8 +76,16 @@ class _Ticket:
 
 
 class StageService(stage_pb2_grpc.StageServicer):
-    def __init__(self, identity: StageIdentity, contract: StageContract, sessions: SessionTable) -> None:
+    def __init__(
+        self,
+        identity: StageIdentity,
+        contract: StageContract,
+        sessions: SessionTable,
+        check_may_open: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``check_may_open`` raises a MeshError where no new session may begin; what runs goes on."""
         self._identity, self._contract, self._sessions = identity, contract, sessions
+        self._check_may_open = check_may_open
         self._forwarders: dict[NextStage, Forwarder] = {}
         self._links: set[NeighbourLink] = set()
         self._engine: Engine | None = None
@@ -130,6 +139,7 @@ class StageService(stage_pb2_grpc.StageServicer):
 
     def _open(self, link: NeighbourLink, request: stage_pb2.OpenSession) -> None:
         try:
+            self._check_may_open()
             next_stage = self._next_stage(request)
             drawing = read_drawing(request, self._contract.vocab_size)
             self._sessions.open(
@@ -151,6 +161,8 @@ class StageService(stage_pb2_grpc.StageServicer):
             self._report(link, request, _Reason.BAD_STEP, str(exc))
         except _StaleRoute as exc:
             self._report(link, request, _Reason.STALE_ROUTE, str(exc))
+        except MeshError as exc:  # the catalog is stale, or no longer lists what we serve
+            self._report(link, request, _Reason.NO_CAPACITY, str(exc))
         else:
             if next_stage is not None and next_stage not in self._forwarders:
                 self._forwarders[next_stage] = Forwarder(

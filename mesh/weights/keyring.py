@@ -6,13 +6,14 @@ Knows names and files. Knows nothing of what is signed.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mesh.dirs import keys_dir
 from mesh.errors import NotFound, UsageError
+from mesh.weights.catalog.names import MAX_ROOT_BYTES, is_catalog_root
 from mesh.weights.disk import naming_full_disk
-from mesh.weights.signing import PrivateKey, TrustRoot
+from mesh.weights.signing import PrivateKey, PublicKey, TrustRoot
 
 DEFAULT_NAME = "publisher"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -50,6 +51,37 @@ def find_key(path_or_name: str) -> PrivateKey:
     return PrivateKey.load(path)
 
 
+def signing_keys(names: Sequence[str] = (), directory: Path | None = None) -> Iterator[PrivateKey]:
+    """The private keys so named (files, or names in the key directory); without names every one that is kept."""
+    if names:
+        yield from (find_key(name) for name in names)
+        return
+    for path in sorted((directory if directory is not None else keys_dir()).glob("*.key")):
+        yield PrivateKey.load(path)
+
+
+def find_public_key(path_or_name: str) -> PublicKey:
+    """The one key of a trust file, the public half of a private one, or the one kept under that name."""
+    path = Path(path_or_name)
+    for candidate in (path, keys_dir() / f"{path_or_name}.pub", keys_dir() / f"{path_or_name}.key"):
+        if not candidate.is_file() or (candidate is not path and not _NAME.fullmatch(path_or_name)):
+            continue
+        if candidate.suffix == ".key" or _is_pem(candidate):
+            return PrivateKey.load(candidate).public
+        found = list(TrustRoot.load(candidate).keys.values())
+        if len(found) != 1:
+            raise UsageError(f"{candidate} lists {len(found)} keys; expected one")
+        return found[0]
+    raise NotFound(
+        f"key {path_or_name}: no such file, and no {keys_dir() / path_or_name}.pub; make one with: mesh keys new"
+    )
+
+
+def _is_pem(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(11) == b"-----BEGIN "
+
+
 def public_keys(directory: Path | None = None) -> Iterator[tuple[Path, TrustRoot]]:
     """Every ``*.pub`` of a directory, by name."""
     for path in sorted((directory if directory is not None else keys_dir()).glob("*.pub")):
@@ -59,8 +91,23 @@ def public_keys(directory: Path | None = None) -> Iterator[tuple[Path, TrustRoot
 def trusted_keys(trust_file: Path | None) -> TrustRoot:
     """Whom to believe: the file if one is given, else every public key the user keeps."""
     if trust_file is not None:
+        if is_catalog_root(read_trust(trust_file)):
+            raise UsageError(
+                f"{trust_file} is the root of a catalog: add --catalog DIR|URL, where the catalog is"
+            )
         return TrustRoot.load(trust_file)
     found = [key for _, root in public_keys() for key in root.keys.values()]
     if not found:
         raise NotFound(f"no publisher key in {keys_dir()}; pass the publisher's with --trust FILE")
     return TrustRoot.of(*found)
+
+
+def read_trust(path: Path) -> bytes:
+    """A trust file's bytes, of either kind: a list of keys or a catalog's root. Raises NotFound, UsageError."""
+    if not path.is_file():
+        raise NotFound(f"trust file {path} does not exist")
+    with path.open("rb") as file:
+        data = file.read(MAX_ROOT_BYTES + 1)
+    if len(data) > MAX_ROOT_BYTES:
+        raise UsageError(f"trust file {path} is larger than {MAX_ROOT_BYTES} bytes; that is something else")
+    return data

@@ -32,7 +32,7 @@ class Capacity(_message.Message):
     def __init__(self, memory_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., layers: _Optional[_Union[_common_pb2.LayerRange, _Mapping]] = ...) -> None: ...
 
 class OfferRequest(_message.Message):
-    __slots__ = ("protocol", "version", "token_secret", "node_id", "name", "incarnation", "capacity", "kernel_id", "kv_tokens", "model", "release_id", "max_sessions")
+    __slots__ = ("protocol", "version", "token_secret", "node_id", "name", "incarnation", "capacity", "kernel_id", "kv_tokens", "model", "release_id", "max_sessions", "trust_digest")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_SECRET_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +45,7 @@ class OfferRequest(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
     MAX_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    TRUST_DIGEST_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     version: str
     token_secret: bytes
@@ -57,10 +58,11 @@ class OfferRequest(_message.Message):
     model: str
     release_id: str
     max_sessions: int
-    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., token_secret: _Optional[bytes] = ..., node_id: _Optional[str] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., kernel_id: _Optional[str] = ..., kv_tokens: _Optional[int] = ..., model: _Optional[str] = ..., release_id: _Optional[str] = ..., max_sessions: _Optional[int] = ...) -> None: ...
+    trust_digest: bytes
+    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., token_secret: _Optional[bytes] = ..., node_id: _Optional[str] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., kernel_id: _Optional[str] = ..., kv_tokens: _Optional[int] = ..., model: _Optional[str] = ..., release_id: _Optional[str] = ..., max_sessions: _Optional[int] = ..., trust_digest: _Optional[bytes] = ...) -> None: ...
 
 class Offer(_message.Message):
-    __slots__ = ("release_id", "trust_root", "manifest", "torrent", "layers", "peers", "license_text", "twin_torrent")
+    __slots__ = ("release_id", "trust_root", "manifest", "torrent", "layers", "peers", "license_text", "twin_torrent", "catalog_path", "catalog_version")
     RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
     TRUST_ROOT_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +71,8 @@ class Offer(_message.Message):
     PEERS_FIELD_NUMBER: _ClassVar[int]
     LICENSE_TEXT_FIELD_NUMBER: _ClassVar[int]
     TWIN_TORRENT_FIELD_NUMBER: _ClassVar[int]
+    CATALOG_PATH_FIELD_NUMBER: _ClassVar[int]
+    CATALOG_VERSION_FIELD_NUMBER: _ClassVar[int]
     release_id: str
     trust_root: bytes
     manifest: bytes
@@ -77,7 +81,9 @@ class Offer(_message.Message):
     peers: _containers.RepeatedCompositeFieldContainer[_common_pb2.Endpoint]
     license_text: bytes
     twin_torrent: bytes
-    def __init__(self, release_id: _Optional[str] = ..., trust_root: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., torrent: _Optional[bytes] = ..., layers: _Optional[_Union[_common_pb2.LayerRange, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[_common_pb2.Endpoint, _Mapping]]] = ..., license_text: _Optional[bytes] = ..., twin_torrent: _Optional[bytes] = ...) -> None: ...
+    catalog_path: str
+    catalog_version: int
+    def __init__(self, release_id: _Optional[str] = ..., trust_root: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., torrent: _Optional[bytes] = ..., layers: _Optional[_Union[_common_pb2.LayerRange, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[_common_pb2.Endpoint, _Mapping]]] = ..., license_text: _Optional[bytes] = ..., twin_torrent: _Optional[bytes] = ..., catalog_path: _Optional[str] = ..., catalog_version: _Optional[int] = ...) -> None: ...
 
 class Acceptance(_message.Message):
     __slots__ = ("node_id", "incarnation", "release_id", "layers", "memory_bytes")
@@ -120,14 +126,16 @@ class HeartbeatRequest(_message.Message):
     def __init__(self, node_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., state: _Optional[_Union[NodeState, str]] = ..., progress: _Optional[float] = ..., stage: _Optional[_Union[_common_pb2.Endpoint, _Mapping]] = ..., swarm: _Optional[_Union[_common_pb2.Endpoint, _Mapping]] = ..., kv_tokens_free: _Optional[int] = ..., sessions: _Optional[int] = ..., steps_computed: _Optional[int] = ..., fetched_bytes: _Optional[int] = ..., redundant_bytes: _Optional[int] = ...) -> None: ...
 
 class Lease(_message.Message):
-    __slots__ = ("seconds", "peers", "is_superseded")
+    __slots__ = ("seconds", "peers", "is_superseded", "catalog_version")
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
     IS_SUPERSEDED_FIELD_NUMBER: _ClassVar[int]
+    CATALOG_VERSION_FIELD_NUMBER: _ClassVar[int]
     seconds: float
     peers: _containers.RepeatedCompositeFieldContainer[_common_pb2.Endpoint]
     is_superseded: bool
-    def __init__(self, seconds: _Optional[float] = ..., peers: _Optional[_Iterable[_Union[_common_pb2.Endpoint, _Mapping]]] = ..., is_superseded: bool = ...) -> None: ...
+    catalog_version: int
+    def __init__(self, seconds: _Optional[float] = ..., peers: _Optional[_Iterable[_Union[_common_pb2.Endpoint, _Mapping]]] = ..., is_superseded: bool = ..., catalog_version: _Optional[int] = ...) -> None: ...
 
 class LeaveRequest(_message.Message):
     __slots__ = ("node_id", "incarnation")
@@ -164,25 +172,47 @@ class AnnounceReply(_message.Message):
     def __init__(self, seconds: _Optional[float] = ..., peers: _Optional[_Iterable[_Union[_common_pb2.Endpoint, _Mapping]]] = ...) -> None: ...
 
 class ReleaseRequest(_message.Message):
-    __slots__ = ("protocol", "token_secret", "release")
+    __slots__ = ("protocol", "token_secret", "release", "trust_digest")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     TOKEN_SECRET_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    TRUST_DIGEST_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     token_secret: bytes
     release: str
-    def __init__(self, protocol: _Optional[int] = ..., token_secret: _Optional[bytes] = ..., release: _Optional[str] = ...) -> None: ...
+    trust_digest: bytes
+    def __init__(self, protocol: _Optional[int] = ..., token_secret: _Optional[bytes] = ..., release: _Optional[str] = ..., trust_digest: _Optional[bytes] = ...) -> None: ...
 
 class ReleaseReply(_message.Message):
-    __slots__ = ("trust_root", "manifest", "torrent", "license_text", "peers")
+    __slots__ = ("trust_root", "manifest", "torrent", "license_text", "peers", "catalog_path")
     TRUST_ROOT_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     TORRENT_FIELD_NUMBER: _ClassVar[int]
     LICENSE_TEXT_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
+    CATALOG_PATH_FIELD_NUMBER: _ClassVar[int]
     trust_root: bytes
     manifest: bytes
     torrent: bytes
     license_text: bytes
     peers: _containers.RepeatedCompositeFieldContainer[_common_pb2.Endpoint]
-    def __init__(self, trust_root: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., torrent: _Optional[bytes] = ..., license_text: _Optional[bytes] = ..., peers: _Optional[_Iterable[_Union[_common_pb2.Endpoint, _Mapping]]] = ...) -> None: ...
+    catalog_path: str
+    def __init__(self, trust_root: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., torrent: _Optional[bytes] = ..., license_text: _Optional[bytes] = ..., peers: _Optional[_Iterable[_Union[_common_pb2.Endpoint, _Mapping]]] = ..., catalog_path: _Optional[str] = ...) -> None: ...
+
+class CatalogFileRequest(_message.Message):
+    __slots__ = ("token_secret", "node_id", "incarnation", "name")
+    TOKEN_SECRET_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    token_secret: bytes
+    node_id: str
+    incarnation: int
+    name: str
+    def __init__(self, token_secret: _Optional[bytes] = ..., node_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
+
+class CatalogFileReply(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...

@@ -64,6 +64,11 @@ class CoordinatorStub(object):
                 request_serializer=mesh_dot_wire_dot_coordinator__pb2.ReleaseRequest.SerializeToString,
                 response_deserializer=mesh_dot_wire_dot_coordinator__pb2.ReleaseReply.FromString,
                 _registered_method=True)
+        self.CatalogFile = channel.unary_unary(
+                '/mesh.wire.v1.Coordinator/CatalogFile',
+                request_serializer=mesh_dot_wire_dot_coordinator__pb2.CatalogFileRequest.SerializeToString,
+                response_deserializer=mesh_dot_wire_dot_coordinator__pb2.CatalogFileReply.FromString,
+                _registered_method=True)
 
 
 class CoordinatorServicer(object):
@@ -110,6 +115,13 @@ class CoordinatorServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CatalogFile(self, request, context):
+        """One file of the catalog, as it lies there; whoever asks checks every signature.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -142,6 +154,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.GetRelease,
                     request_deserializer=mesh_dot_wire_dot_coordinator__pb2.ReleaseRequest.FromString,
                     response_serializer=mesh_dot_wire_dot_coordinator__pb2.ReleaseReply.SerializeToString,
+            ),
+            'CatalogFile': grpc.unary_unary_rpc_method_handler(
+                    servicer.CatalogFile,
+                    request_deserializer=mesh_dot_wire_dot_coordinator__pb2.CatalogFileRequest.FromString,
+                    response_serializer=mesh_dot_wire_dot_coordinator__pb2.CatalogFileReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -306,6 +323,33 @@ class Coordinator(object):
             '/mesh.wire.v1.Coordinator/GetRelease',
             mesh_dot_wire_dot_coordinator__pb2.ReleaseRequest.SerializeToString,
             mesh_dot_wire_dot_coordinator__pb2.ReleaseReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CatalogFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.wire.v1.Coordinator/CatalogFile',
+            mesh_dot_wire_dot_coordinator__pb2.CatalogFileRequest.SerializeToString,
+            mesh_dot_wire_dot_coordinator__pb2.CatalogFileReply.FromString,
             options,
             channel_credentials,
             insecure,

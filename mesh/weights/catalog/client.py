@@ -27,11 +27,12 @@ from tuf.api.exceptions import (
 from tuf.api.metadata import TargetFile
 from tuf.ngclient import Updater, UpdaterConfig
 
-from mesh.errors import CatalogExpired, CatalogRefused, MeshError, NotFound
+from mesh.errors import CatalogExpired, CatalogRefused, IntegrityError, MeshError, NotFound
 from mesh.weights.catalog import documents as docs
 from mesh.weights.catalog.documents import Document
 from mesh.weights.catalog.files import MAX_METADATA_BYTES
 from mesh.weights.catalog.names import (
+    MAX_ROOT_BYTES,
     REVOCATIONS,
     ROOT,
     SNAPSHOT,
@@ -48,7 +49,6 @@ from mesh.weights.disk import naming_full_disk
 from mesh.weights.manifest import Manifest
 from mesh.weights.signing import MAX_ENVELOPE_BYTES, TrustRoot, open_manifest, signer_of
 
-MAX_ROOT_BYTES = 128 * 1024
 MAX_REVOCATIONS_BYTES = 1024 * 1024
 MAX_ROOT_ROTATIONS = 256
 _ANY_MODEL = "any"  # asking for some path of a publisher loads and verifies that publisher's role
@@ -117,7 +117,9 @@ class CatalogView:
 
     def __init__(self, updater: Updater, metadata: Path) -> None:
         self._updater, self._directory = updater, metadata
-        self.problems: dict[str, CatalogRefused] = {}  # publishers who cannot be believed now, and why
+        self.problems: dict[
+            str, IntegrityError
+        ] = {}  # publishers, or paths, that cannot be believed now: why
         # What tuf has just verified it has also just written; there is no other public way to read it.
         self._top = {role: self._read(role) for role in (ROOT, TARGETS, SNAPSHOT, TIMESTAMP)}
 
@@ -198,7 +200,14 @@ class CatalogView:
         return self.release(paths[0])
 
     def releases(self) -> list[CatalogRelease]:
-        return [self.release(path) for path, _ in self._manifests()]
+        """All that can be believed; ``problems`` says what cannot, and takes nothing else with it."""
+        found = []
+        for path, _ in self._manifests():
+            try:
+                found.append(self.release(path))
+            except IntegrityError as exc:  # signed with a key that is no longer its publisher's
+                self.problems[path] = exc
+        return found
 
     def revocations(self) -> SignedRevocations | None:
         """The revocation list; None if there never was one. Raises CatalogExpired when it is out of date."""

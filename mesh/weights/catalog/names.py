@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import re
 
+from mesh import strict_json
 from mesh.errors import UsageError
 
 ROOT, TARGETS, SNAPSHOT, TIMESTAMP, TAKEDOWN = "root", "targets", "snapshot", "timestamp", "takedown"
 ONLINE_ROLES = (SNAPSHOT, TIMESTAMP)
 REVOCATIONS = "revocations/current.json"
 REVOCATION_PATHS = ["revocations/*"]
+MAX_ROOT_BYTES = 128 * 1024
 MANIFEST_NAME = "manifest.dsse.json"
 
 _PUBLISHER_PREFIX = "publisher-"
@@ -35,6 +37,15 @@ _FILE = re.compile(
     rf"|targets/models/{_PUBLISHER}/{_MODEL}/[0-9a-f]{{64}}\.manifest\.dsse\.json"
     r"|targets/revocations/[0-9a-f]{64}\.current\.json"
 )
+
+
+def is_catalog_root(data: bytes) -> bool:
+    """Whether trusted bytes are a catalog's root and not a plain list of keys; which one was fixed by who pinned them."""
+    try:
+        value = strict_json.loads(data, max_bytes=MAX_ROOT_BYTES)
+    except ValueError:
+        return False
+    return isinstance(value, dict) and "signed" in value
 
 
 def is_file_name(name: str) -> bool:
