@@ -13,6 +13,7 @@ The steps, in order; each ends as passed, failed, or not checked and why:
     6 revocation   the catalog still lists it
     7 torrent      the .torrent moves these shards and nothing else, piece layers included
     8 shards       every shard hashes to its root and has a sound header
+    - twins        of a release with encoded twins: each hashes to its root; with ``deep``, to its shard's when decoded
     9 contents     with ``deep``: tensors fit the model, all numbers are finite, tokenizer and template can be read
 
 Pure but for reading the files of the release. Knows nothing of command lines.
@@ -115,6 +116,7 @@ def verify_release(
     manifest = release.manifest
     signer = signer_of(release.envelope, trust).key_id
     shards, aux = _check_all_shards(release, deep, progress)
+    twins = _twins_step(release, deep, progress)
     steps = (
         _files_step(release),
         Step("signature", Outcome.PASSED, f"Ed25519 over the manifest's exact bytes, release {manifest.release_id}"),
@@ -123,6 +125,7 @@ def verify_release(
         _license_step(manifest, aux),
         _revocation_step(release, revocation),
         _torrent_step(release),
+        *twins,
         _contents_step(manifest, shards, aux, deep),
     )  # fmt: skip
     return Verification(manifest, signer, steps, shards, release.unlisted_files())
@@ -238,6 +241,30 @@ def _torrent_step(release: Release) -> Step:
     return Step(
         "torrent", Outcome.PASSED, f"infohash {release.manifest.torrent.infohash}, piece layers included"
     )
+
+
+def _twins_step(release: Release, deep: bool, progress: Callable[[int, int], None]) -> tuple[Step, ...]:
+    """Nothing for the releases, most of them, that have none."""
+    if not release.manifest.encodings:
+        return ()
+    if release.twin_torrent is None:
+        return (Step("twins", Outcome.NOT_CHECKED, "the encoded shards are not here"),)
+    from mesh.swarm.twins import check_twin_torrent, readable_encoding  # numpy again
+    from mesh.weights.twin_check import verify_twins
+
+    encoding = readable_encoding(release.manifest)
+    if encoding is None:
+        return (Step("twins", Outcome.NOT_CHECKED, "of a codec that this version does not know"),)
+    try:
+        check_twin_torrent(release.twin_torrent, encoding, release.manifest)
+    except MeshError as exc:
+        return (_failed("twins", exc),)
+    if problems := verify_twins(release, deep=deep, progress=progress):
+        are_missing = all(isinstance(problem, NotFound) for problem in problems.values())
+        text = "; ".join(str(problem) for problem in problems.values())
+        return (_failed("twins", NotFound(text) if are_missing else IntegrityError(text)),)
+    what = "decode to their shards" if deep else "hash to their roots"
+    return (Step("twins", Outcome.PASSED, f"{len(encoding.shards)} encoded shards {what}"),)
 
 
 def _contents_step(manifest: Manifest, shards: Sequence[CheckedShard], aux: Shard | None, deep: bool) -> Step:

@@ -11,6 +11,7 @@ from mesh.errors import NotFound, ShardCorrupt, TorrentMismatch
 from mesh.publishing import pack_release
 from mesh.swarm.session import SwarmSession
 from mesh.swarm.twins import check_twin_torrent, encoding_of, readable_encoding, seed_twins
+from mesh.verification import verify_release
 from mesh.weights.encoding import check_twin
 from mesh.weights.manifest import Manifest
 from mesh.weights.release import TWIN_TORRENT_FILE, Release
@@ -111,3 +112,23 @@ def test_only_deep_verification_finds_a_twin_that_was_signed_for_another_shard(p
     liar: Release = replace(release, manifest=lying)
     assert verify_twins(liar) == {}
     assert set(verify_twins(liar, deep=True)) == set(twins[:2])
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_twins_are_a_step_of_verification_where_there_are_any(
+    packed: PackedRelease, plain: PackedRelease, deep: bool
+) -> None:
+    def outcome(of: PackedRelease) -> tuple[str | None, str]:
+        verification = verify_release(of.open(), of.trust, deep=deep)
+        step = next((step for step in verification.steps if step.name == "twins"), None)
+        return (None, "") if step is None else (str(step.outcome), str(verification.verdict()))
+
+    assert outcome(plain) == (None, "")
+    assert outcome(packed) == ("passed", "None")
+    (twin, path), *_ = packed.open().twin_paths().items()
+    flip_byte(path, 30)
+    found, said = outcome(packed)
+    assert found == "failed"
+    assert twin.file in said
+    (packed.directory / TWIN_TORRENT_FILE).unlink()
+    assert outcome(packed)[0] == "not checked"
