@@ -24,7 +24,7 @@ from coordinator.membership import Applicant, Membership
 from coordinator.placement import Capacity
 from coordinator.served_catalog import ServedCatalog
 from coordinator.state import StateStore
-from coordinator.topology import MAX_COUNT, Endpoint, NodeState, Report
+from coordinator.topology import MAX_COUNT, Endpoint, Node, NodeState, Report
 from mesh import __version__
 from mesh.architecture import LlamaConfig
 from mesh.clock import Clock
@@ -235,6 +235,19 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         nodes = membership.view(self._clock.monotonic()).nodes
         return any((node.node_id, node.incarnation) == (node_id, incarnation) for node in nodes)
 
+    @refusing
+    async def Fleet(  # noqa: N802
+        self, request: coordinator_pb2.FleetRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> coordinator_pb2.FleetReply:
+        _check_protocol(request.protocol, "")
+        await self._authorize(request.token_secret)
+        hosted = self._releases.find(request.release)
+        return coordinator_pb2.FleetReply(
+            release_id=hosted.offered.release_id,
+            manifest=hosted.offered.envelope,
+            nodes=[_wire_node(node) for node in hosted.membership.view(self._clock.monotonic()).nodes],
+        )
+
     async def _authorize(self, secret: bytes) -> None:
         admit(await self._state.tokens(), secret, self._clock.wall())
 
@@ -339,6 +352,19 @@ def _endpoint(what: str, message: common_pb2.Endpoint, peer: str) -> Endpoint:
 def _peer_host(peer: str) -> str:
     """``ipv4:10.0.0.2:51234`` or ``ipv6:%5B::1%5D:51234``, as gRPC names who is calling."""
     return parse_endpoint(unquote(peer.partition(":")[2]), what="peer")[0]
+
+
+def _wire_node(node: Node) -> coordinator_pb2.FleetNode:
+    message = coordinator_pb2.FleetNode(
+        node_id=node.node_id,
+        name=node.name,
+        layers=common_pb2.LayerRange(start=node.layers.start, stop=node.layers.stop),
+        state=coordinator_pb2.NodeState.Value(node.state.upper()),  # type: ignore[arg-type]
+    )
+    if node.report.stage is not None:
+        host, port = node.report.stage
+        message.stage.CopyFrom(common_pb2.Endpoint(host=host, port=port))
+    return message
 
 
 def _wire_peers(peers: Iterable[Endpoint]) -> list[common_pb2.Endpoint]:

@@ -55,6 +55,7 @@ async def _tell(config: NodeConfig) -> None:
     async with SwarmSession(settings) as swarm, open_channel(config.coordinator) as channel:
         parts = NodeParts(
             node_id=node_id,
+            key=key,
             incarnation=incarnation,
             device=device,
             engine=engine,

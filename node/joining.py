@@ -18,6 +18,7 @@ from typing import Any
 
 import grpc.aio
 
+from mesh.clock import SystemClock
 from mesh.errors import MeshError, NotFound, Temporary, UsageError
 from mesh.layers import LayerRange
 from mesh.model.engines import EngineChoice, LoadedStage
@@ -25,12 +26,14 @@ from mesh.model.kv_cache import KvBudget
 from mesh.model.loader import load_stage
 from mesh.model.prefill import PREFILL_CHUNK
 from mesh.swarm.fetching import FetchProgress, FetchReport
+from mesh.swarm.metainfo import piece_layers
 from mesh.swarm.session import SwarmSession
 from mesh.swarm.twin_fetching import ReleaseTorrents, fetch_release
 from mesh.weights.holdings import Holdings
 from mesh.weights.keyring import read_trust
 from mesh.weights.manifest import ShardRef
-from mesh.wire import coordinator_pb2, stage_pb2_grpc
+from mesh.weights.signing import PrivateKey
+from mesh.wire import coordinator_pb2, proof_pb2_grpc, stage_pb2_grpc
 from mesh.wire.channel import bind_server, format_endpoint, server_options
 from mesh.wire.tensors import StageContract
 from node.accepting import AcceptedOffer, LicenseNotAccepted, Limits, accept
@@ -40,6 +43,7 @@ from node.config import NodeConfig
 from node.coordinator_client import CoordinatorClient
 from node.engine import Engine
 from node.membership import Membership, NodeStatus, Superseded
+from node.proving import HeldShards, ProofService
 from node.reporting import Reporter
 from node.service import StageIdentity, StageService
 from node.sessions import SessionTable
@@ -55,6 +59,7 @@ class NodeParts:
     """What the story needs and the daemon made."""
 
     node_id: str
+    key: PrivateKey  # whose fingerprint the node id is
     incarnation: int
     device: str
     engine: EngineChoice
@@ -125,7 +130,7 @@ async def _join_once(parts: NodeParts, config: NodeConfig) -> None:
                     device=parts.device,
                     engine=config.engine,
                 )
-                async with _serving(stage, parts, config, accepted, status, catalog) as endpoint:
+                async with _serving(stage, paths, parts, config, accepted, status, catalog) as endpoint:
                     status.state = coordinator_pb2.READY
                     await membership.report()
                     parts.reporter.ready(format_endpoint(*endpoint), time.monotonic() - began)
@@ -264,6 +269,7 @@ async def _fetch(
 @asynccontextmanager
 async def _serving(
     stage: LoadedStage,
+    paths: Mapping[ShardRef, Path],
     parts: NodeParts,
     config: NodeConfig,
     accepted: AcceptedOffer,
@@ -293,6 +299,8 @@ async def _serving(
     engine.start()
     server = grpc.aio.server(options=server_options())
     stage_pb2_grpc.add_StageServicer_to_server(service, server)
+    held = HeldShards(accepted.manifest, paths, piece_layers(accepted.torrent))
+    proof_pb2_grpc.add_ProofServicer_to_server(ProofService(parts.key, held, SystemClock()), server)
     try:
         host, port = config.listen[0], bind_server(server, config.listen, flag="--listen")
     except MeshError:

@@ -1,4 +1,5 @@
-"""``mesh verify DIR``: every byte of a release against what its publisher signed, offline."""
+"""``mesh verify DIR``: every byte of a release against what its publisher signed, offline; with ``--fleet`` what the nodes
+of a mesh hold of it."""
 
 from __future__ import annotations
 
@@ -14,7 +15,13 @@ SCHEMA = "mesh.verify/2"
 
 
 def verify(
-    directory: Annotated[Path, typer.Argument(help="The release.")],
+    release: Annotated[
+        str | None,
+        typer.Argument(
+            help="A release's directory. With --fleet: its name or id, where a mesh serves several.",
+            show_default=False,
+        ),
+    ] = None,
     deep: Annotated[
         bool, typer.Option("--deep", help="Also look at tensors, numbers, tokenizer and template.")
     ] = False,
@@ -22,9 +29,45 @@ def verify(
         Path | None,
         typer.Option(envvar="MESH_TRUST", help="The publisher's public key. Default: every key of yours."),
     ] = None,
+    fleet: Annotated[
+        bool, typer.Option("--fleet", help="Ask every node of a mesh to prove that it holds its shards now.")
+    ] = False,
+    coordinator: Annotated[
+        str | None, typer.Option(envvar="MESH_COORDINATOR", help="With --fleet: its HOST:PORT.")
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="MESH_TOKEN", help="With --fleet: a join token of that coordinator.")
+    ] = None,
+    leaves: Annotated[
+        int, typer.Option(min=1, max=32, help="With --fleet: 16 KiB blocks each node must show.")
+    ] = 16,
+    report: Annotated[
+        Path | None, typer.Option(help="With --fleet: write the evidence here, as JSON.")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="With --fleet: sign the report with this key of yours.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Check signature, licence, torrent and every shard of a release, on all cores. Exit code 4 names what was changed."""
+    from mesh.errors import UsageError
+
+    if fleet:
+        if coordinator is None or token is None:
+            raise UsageError(
+                "--fleet needs --coordinator HOST:PORT and --token; the coordinator printed both"
+            )
+        from mesh.cli.verify_fleet import FleetQuestion, verify_fleet
+
+        question = FleetQuestion(coordinator, token, release or "", trust, leaves, report, key)
+        verify_fleet(question, as_json=as_json)
+        return
+    if release is None:
+        raise UsageError("which release? pass its directory, or --fleet to ask the nodes of a mesh")
+    _verify_directory(Path(release), deep=deep, trust=trust, as_json=as_json)
+
+
+def _verify_directory(directory: Path, *, deep: bool, trust: Path | None, as_json: bool) -> None:
     import json
 
     from mesh.cli.progress import byte_progress
@@ -33,9 +76,8 @@ def verify(
     from mesh.weights.release import Release
 
     known = trusted_keys(trust)
-    release = Release.open(directory, known)
     with byte_progress("verifying") as progress:
-        verification = verify_release(release, known, deep=deep, progress=progress)
+        verification = verify_release(Release.open(directory, known), known, deep=deep, progress=progress)
     if as_json:
         typer.echo(json.dumps(_to_json(verification)))
     else:

@@ -107,6 +107,13 @@ def info_of(manifest: Manifest, v1_pieces: bytes | None = None) -> bytes:
     return build_info(torrent.name, torrent.piece_length, torrent.private, files_of(manifest), v1_pieces)
 
 
+def piece_layers(torrent: bytes) -> Mapping[bytes, bytes]:
+    """Piece layers by root, of a torrent that passed ``check_torrent``; none of a file of one piece or less."""
+    top: Any = lt.bdecode(torrent)
+    layers: dict[bytes, bytes] = top[b"piece layers"]
+    return layers
+
+
 def check_torrent(torrent: bytes, manifest: Manifest) -> tuple[str, ...]:
     """Accept ``torrent`` only if it describes exactly the manifest's shards and can do nothing else.
 

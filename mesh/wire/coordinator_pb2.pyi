@@ -216,3 +216,37 @@ class CatalogFileReply(_message.Message):
     DATA_FIELD_NUMBER: _ClassVar[int]
     data: bytes
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class FleetRequest(_message.Message):
+    __slots__ = ("protocol", "token_secret", "release")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_SECRET_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    token_secret: bytes
+    release: str
+    def __init__(self, protocol: _Optional[int] = ..., token_secret: _Optional[bytes] = ..., release: _Optional[str] = ...) -> None: ...
+
+class FleetReply(_message.Message):
+    __slots__ = ("release_id", "manifest", "nodes")
+    RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    release_id: str
+    manifest: bytes
+    nodes: _containers.RepeatedCompositeFieldContainer[FleetNode]
+    def __init__(self, release_id: _Optional[str] = ..., manifest: _Optional[bytes] = ..., nodes: _Optional[_Iterable[_Union[FleetNode, _Mapping]]] = ...) -> None: ...
+
+class FleetNode(_message.Message):
+    __slots__ = ("node_id", "name", "layers", "state", "stage")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    name: str
+    layers: _common_pb2.LayerRange
+    state: NodeState
+    stage: _common_pb2.Endpoint
+    def __init__(self, node_id: _Optional[str] = ..., name: _Optional[str] = ..., layers: _Optional[_Union[_common_pb2.LayerRange, _Mapping]] = ..., state: _Optional[_Union[NodeState, str]] = ..., stage: _Optional[_Union[_common_pb2.Endpoint, _Mapping]] = ...) -> None: ...

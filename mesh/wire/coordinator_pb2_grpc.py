@@ -59,6 +59,11 @@ class CoordinatorStub(object):
                 request_serializer=mesh_dot_wire_dot_coordinator__pb2.AnnounceRequest.SerializeToString,
                 response_deserializer=mesh_dot_wire_dot_coordinator__pb2.AnnounceReply.FromString,
                 _registered_method=True)
+        self.Fleet = channel.unary_unary(
+                '/mesh.wire.v1.Coordinator/Fleet',
+                request_serializer=mesh_dot_wire_dot_coordinator__pb2.FleetRequest.SerializeToString,
+                response_deserializer=mesh_dot_wire_dot_coordinator__pb2.FleetReply.FromString,
+                _registered_method=True)
         self.GetRelease = channel.unary_unary(
                 '/mesh.wire.v1.Coordinator/GetRelease',
                 request_serializer=mesh_dot_wire_dot_coordinator__pb2.ReleaseRequest.SerializeToString,
@@ -108,6 +113,13 @@ class CoordinatorServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Fleet(self, request, context):
+        """Who says that it holds which layers: whom an operator asks for proof.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetRelease(self, request, context):
         """Everything it takes to fetch a release, for whoever wants its files and no work. Reserves nothing.
         """
@@ -149,6 +161,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.Announce,
                     request_deserializer=mesh_dot_wire_dot_coordinator__pb2.AnnounceRequest.FromString,
                     response_serializer=mesh_dot_wire_dot_coordinator__pb2.AnnounceReply.SerializeToString,
+            ),
+            'Fleet': grpc.unary_unary_rpc_method_handler(
+                    servicer.Fleet,
+                    request_deserializer=mesh_dot_wire_dot_coordinator__pb2.FleetRequest.FromString,
+                    response_serializer=mesh_dot_wire_dot_coordinator__pb2.FleetReply.SerializeToString,
             ),
             'GetRelease': grpc.unary_unary_rpc_method_handler(
                     servicer.GetRelease,
@@ -296,6 +313,33 @@ class Coordinator(object):
             '/mesh.wire.v1.Coordinator/Announce',
             mesh_dot_wire_dot_coordinator__pb2.AnnounceRequest.SerializeToString,
             mesh_dot_wire_dot_coordinator__pb2.AnnounceReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fleet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.wire.v1.Coordinator/Fleet',
+            mesh_dot_wire_dot_coordinator__pb2.FleetRequest.SerializeToString,
+            mesh_dot_wire_dot_coordinator__pb2.FleetReply.FromString,
             options,
             channel_credentials,
             insecure,

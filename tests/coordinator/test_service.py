@@ -421,3 +421,20 @@ async def test_release_needs_a_token_and_a_name_that_is_served(client: Client) -
     other = coordinator_pb2.ReleaseRequest(protocol=VERSION, token_secret=client.secret, release="other")
     with pytest.raises(NotFound, match="not served here"):
         await client.call("GetRelease", other)
+
+
+async def test_fleet_names_whom_to_ask_for_proof_and_needs_a_token(client: Client) -> None:
+    await client.serve("a", "0:2", port=1000)
+    await client.ask("b", layers="2:4")
+    await client.accept("b", "2:4")
+    reply = await client.call(
+        "Fleet", coordinator_pb2.FleetRequest(protocol=VERSION, token_secret=client.secret)
+    )
+    assert (reply.release_id, reply.manifest) == (RELEASE.release_id, RELEASE.envelope)
+    assert [(node.node_id, text(node.layers), node.HasField("stage")) for node in reply.nodes] == [
+        ("a", "0:2", True),
+        ("b", "2:4", False),
+    ]
+    assert reply.nodes[0].stage.port == 1000
+    with pytest.raises(NotAuthorised):
+        await client.call("Fleet", coordinator_pb2.FleetRequest(protocol=VERSION, token_secret=b"x" * 16))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -272,6 +273,20 @@ async def test_mesh_run_streams_to_stdout(world: World) -> None:
 
 
 # Last in this file: it takes the mesh apart.
+async def test_every_node_proves_that_it_holds_the_licensed_bytes(world: World) -> None:
+    mesh = Path(sys.executable).with_name("mesh")
+    asked = await asyncio.create_subprocess_exec(
+        str(mesh), "verify", "--fleet", "--coordinator", world.mesh.grpc, "--token", world.mesh.token,
+        "--trust", str(world.packed.trust_file), "--json",
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    said, _ = await asked.communicate()
+    assert asked.returncode == 0
+    report = json.loads(said)["report"]
+    assert [node["state"] for node in report["nodes"]] == ["proved"] * 3
+    assert report["unproved_layers"] == []
+
+
 async def test_missing_layers_are_a_503_that_says_which_and_when_to_retry(world: World) -> None:
     lost = world.mesh.nodes[1]
     layers = lost.seen["plan"]["layers"]
