@@ -10,7 +10,7 @@ VENV := .venv
 BIN  := $(VENV)/bin
 INSTALL = PYTHON="$(strip $(PYTHON))" TORCH="$(strip $(TORCH))" PIP_ARGS="$(strip $(PIP_ARGS))" .ci/install
 
-.PHONY: help demo test check lint types imports format proto bench bench-overhead clean
+.PHONY: help demo test test-clients client-envs check lint types imports format proto bench bench-overhead clean
 
 help:  ## Say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,6 +20,12 @@ demo: $(VENV)/.installed-run  ## Run the whole mesh on this machine: pack, sign,
 
 test: $(VENV)/.installed-dev  ## Run the whole test suite
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+
+test-clients: client-envs  ## Drive real clients, each in an environment of its own, against a mesh with the real model
+	@$(BIN)/python -m pytest tests/clients $(PYTEST_ARGS)
+
+client-envs: $(VENV)/.installed-dev
+	@.ci/client-envs $(BIN)/python
 
 check: lint types imports  ## Lint, types and import directions, without the tests
 
@@ -48,7 +54,7 @@ bench-overhead: $(VENV)/.installed-dev  ## Milliseconds that HTTP and the coordi
 	@$(BIN)/python -m benchmarks.overhead
 
 clean:  ## Remove what was installed and built here
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .clients .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
 
 $(VENV)/.installed-%: pyproject.toml .ci/install hatch_build.py $(wildcard mesh/model/native/*.c mesh/model/native/*.h)
 	@$(INSTALL) $(VENV) $*
