@@ -32,7 +32,7 @@ from coordinator.api import create_app
 from coordinator.routing import Route, RouteStage
 from coordinator.servers import serving_clients
 from coordinator.serving import MeshHealth, ModelHealth, ServedModel
-from coordinator.token_pipeline import TokenRequest, TokenSession
+from coordinator.token_pipeline import Reroute, TokenRequest, TokenSession
 from mesh.demo.demo_model import LICENSE_ID, demo_model_path
 from mesh.layers import LayerRange
 from mesh.model.logprobs import TokenLogprobs
@@ -52,11 +52,14 @@ class PacedPipeline:
         self.given: dict[str, list[float]] = {}
 
     @contextlib.asynccontextmanager
-    async def session(self, request: TokenRequest, route: Route | None = None) -> AsyncIterator[TokenSession]:
+    async def session(
+        self, request: TokenRequest, route: Route | None = None, reroute: Reroute | None = None
+    ) -> AsyncIterator[TokenSession]:
         yield _PacedSession(self._ids, request, self.given.setdefault(request.request_id, []))
 
 
 class _PacedSession:
+    recoveries = 0
     route = ROUTE
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
@@ -79,7 +82,7 @@ class _Room:
     def check(self, tokens: int) -> None:
         pass
 
-    def reserve(self, tokens: int) -> tuple[Route, Reservation]:
+    def reserve(self, tokens: int, avoid: frozenset[str] = frozenset()) -> tuple[Route, Reservation]:
         return ROUTE, self._ledger.reserve(ROUTE.stages, tokens)
 
     def release(self, reservation: Reservation) -> None:

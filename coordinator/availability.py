@@ -55,11 +55,15 @@ class Availability:
                 param="max_tokens",
             )
 
-    def reserve(self, tokens: int) -> tuple[Route, Reservation] | None:
+    def reserve(self, tokens: int, avoid: frozenset[str] = frozenset()) -> tuple[Route, Reservation] | None:
         """KV cache for so many tokens on every stage of the best route that has it free; None if none has."""
         if self._is_stopping:
             return None
-        free = (entry for entry in self._stages() if entry.kv_tokens_free >= tokens)
+        free = (
+            entry
+            for entry in self._stages()
+            if entry.kv_tokens_free >= tokens and entry.stage.node_id not in avoid
+        )
         route = find_route(tuple(free), self._membership.num_layers)
         return None if route is None else (route, self._ledger.reserve(route.stages, tokens))
 

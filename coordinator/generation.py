@@ -120,6 +120,7 @@ class FinishEvent:
     route: Route
     ttft_seconds: float  # from the request to the first sampled token
     tokens_per_second: float | None  # of decoding, prefill not counted; None for a single token
+    recoveries: int = 0  # stages that were lost on the way and replaced
     choice: int = 0
     stop_string: str | None = None  # that ended the answer
     fills_context: bool = False  # "length" is the context's, not the client's
@@ -173,7 +174,7 @@ async def generate(
     is_echoed = not request.echo
     async with (
         model.admission.turn(caller, len(prompt_ids) + max_new_tokens) as turn,
-        model.pipeline.session(token_request, turn.route) as session,
+        model.pipeline.session(token_request, turn.route, turn.reroute) as session,
     ):
         turn.used_tokens = len(prompt_ids)
         async for token_id in session.tokens():
@@ -188,7 +189,7 @@ async def generate(
                 break
         if not is_echoed:
             yield _prompt_event(request, prompt_ids, session)
-        route = session.route
+        route, recoveries = session.route, session.recoveries
     if event := answer.flush():
         yield event
     finish = FinishEvent(
@@ -197,6 +198,7 @@ async def generate(
         route=route,
         ttft_seconds=timer.ttft_seconds,
         tokens_per_second=timer.tokens_per_second,
+        recoveries=recoveries,
         choice=request.choice,
         stop_string=answer.stop_string,
         fills_context=is_cut,
@@ -370,5 +372,6 @@ def _log(model: ServedModel, request: GenerationRequest, finish: FinishEvent) ->
             "completion_tokens": finish.usage.completion_tokens,
             "ttft_seconds": round(finish.ttft_seconds, 3),
             "route": str(finish.route),
+            "recoveries": finish.recoveries,
         },
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from coordinator.routing import Route, RouteStage
 from coordinator.token_pipeline import TokenRequest
@@ -13,9 +13,19 @@ from mesh.wire.tensors import FLOAT32
 
 
 def openings(
-    session: str, epoch: int, request: TokenRequest, route: Route, return_logits: bool
+    session: str,
+    epoch: int,
+    request: TokenRequest,
+    route: Route,
+    return_logits: bool,
+    *,
+    given_ids: Sequence[int] = (),
+    is_prompt_scored: bool = False,
 ) -> Iterator[stage_pb2.OpenSession]:
-    """One for each stage, in order; what only the last stage reads goes to it alone."""
+    """One for each stage, in order; what only the last stage reads goes to it alone.
+
+    ``given_ids`` are those of the answer that are known already; a prompt is scored once.
+    """
     for index, stage in enumerate(route.stages):
         opening = stage_pb2.OpenSession(
             session=session,
@@ -30,7 +40,7 @@ def openings(
             masked=request.grammar is not None,
         )
         if stage is route.stages[-1]:
-            _tell_tokens(opening, request)
+            _tell_tokens(opening, request, given_ids, is_prompt_scored)
         yield opening
 
 
@@ -38,11 +48,14 @@ def read_logprobs(wire: stage_pb2.Logprobs) -> TokenLogprobs:
     return TokenLogprobs(wire.logprob, tuple(zip(wire.top_ids, wire.top_logprobs, strict=False)))
 
 
-def _tell_tokens(opening: stage_pb2.OpenSession, request: TokenRequest) -> None:
-    if request.prompt_logprobs is not None:
+def _tell_tokens(
+    opening: stage_pb2.OpenSession, request: TokenRequest, given_ids: Sequence[int], is_prompt_scored: bool
+) -> None:
+    scores = request.prompt_logprobs is not None and not is_prompt_scored
+    if scores and request.prompt_logprobs is not None:
         opening.prompt_logprobs = request.prompt_logprobs
-    if request.prompt_logprobs is not None or request.sampling.needs_history:
-        opening.token_ids.extend(request.prompt_ids)
+    if scores or request.sampling.needs_history:
+        opening.token_ids.extend((*request.prompt_ids, *given_ids))
         opening.prompt_tokens = len(request.prompt_ids)
 
 

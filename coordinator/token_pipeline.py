@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -46,9 +46,19 @@ class TokenRequest:
     grammar: MaskSource | None = None  # draw only what its masks allow
 
 
+# The way to go on after a stage was lost: called with the ids of nodes to avoid, returns once there is another route with
+# room. Raises RequestRefused where waiting cannot help.
+Reroute = Callable[[frozenset[str]], Awaitable[Route]]
+
+
 class TokenSession(Protocol):
     @property
-    def route(self) -> Route: ...
+    def route(self) -> Route:
+        """The route now: another one after a recovery."""
+
+    @property
+    def recoveries(self) -> int:
+        """How often a stage was lost and replaced."""
 
     @property
     def prompt_logprobs(self) -> Sequence[TokenLogprobs]:
@@ -64,8 +74,9 @@ class TokenSession(Protocol):
 
 class TokenPipeline(Protocol):
     def session(
-        self, request: TokenRequest, route: Route | None = None
+        self, request: TokenRequest, route: Route | None = None, reroute: Reroute | None = None
     ) -> AbstractAsyncContextManager[TokenSession]:
         """Entering opens every stage of the route, the best one if none is given (KV cache reserved), or raises
-        RequestRefused (503 with ``mesh_incomplete`` or ``no_capacity``); leaving closes every stage. Raises
-        PipelineLost mid-stream."""
+        RequestRefused (503 with ``mesh_incomplete`` or ``no_capacity``); leaving closes every stage. A
+        stage that is lost on the way is replaced if ``reroute`` says by whom; else, and where nobody can, PipelineLost
+        is raised mid-stream."""

@@ -118,7 +118,7 @@ class StageService(stage_pb2_grpc.StageServicer):
     async def stop(self) -> None:
         """Close every link and session; whoever is on the other side learns of it at once."""
         for session in self._sessions:
-            self._fail(session, _Reason.PEER_LOST, "the node is leaving")
+            self._fail(session, _Reason.PEER_LOST, "the node is leaving", self._identity.node_id)
         for link in self._links:
             link.close()
         for forwarder in list(self._forwarders.values()):
@@ -311,17 +311,17 @@ class StageService(stage_pb2_grpc.StageServicer):
         self._forwarders.pop(stage, None)
         for session in self._sessions:
             if session.next_stage == stage:
-                self._fail(session, _Reason.PEER_LOST, f"next stage {stage.target}: {reason}")
+                self._fail(session, _Reason.PEER_LOST, f"next stage {stage.target}: {reason}", stage.node_id)
 
     def _refuse(self, exc: FrameRefused, sessions: list[str]) -> None:
         for session in self._sessions:
             if session.id in sessions:
                 self._fail(session, _Reason.BAD_STEP, str(exc))
 
-    def _fail(self, session: Session | None, reason: _Reason, message: str) -> None:
+    def _fail(self, session: Session | None, reason: _Reason, message: str, lost_node_id: str = "") -> None:
         if session is not None:
             self._close(session.id)
-            self._report(session.owner, session, reason, message)
+            self._report(session.owner, session, reason, message, lost_node_id)
 
     def _close(self, session_id: str) -> None:
         closed = self._sessions.close(session_id)
@@ -334,7 +334,9 @@ class StageService(stage_pb2_grpc.StageServicer):
         for work in self._engine.drop(session_id):
             work.tag.credit.step_done()
 
-    def _report(self, link: NeighbourLink, about: Any, reason: _Reason, message: str) -> None:
+    def _report(
+        self, link: NeighbourLink, about: Any, reason: _Reason, message: str, lost_node_id: str = ""
+    ) -> None:
         session = about.id if isinstance(about, Session) else about.session
         extra = {"session": session, "request_id": about.request_id, "reason": message}
         logger.info("session failed", extra=extra)
@@ -346,6 +348,7 @@ class StageService(stage_pb2_grpc.StageServicer):
                     reason=reason,
                     message=message,
                     node_id=self._identity.node_id,
+                    lost_node_id=lost_node_id,
                 )
             )
         )

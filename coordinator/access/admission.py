@@ -26,7 +26,12 @@ MAX_WAITING = 512
 MAX_WAITING_PER_KEY = 256  # one key alone never fills the queue
 WAIT_SECONDS = 60.0  # then the mesh is too small for what is asked of it
 RETRY_SECONDS = 5
+REROUTE_SECONDS = 0.05  # between looks for another route while an answer stands still
+_LOOKS_ELSEWHERE = 40
 LOOK_AGAIN_SECONDS = 0.25  # a node that has joined makes room without telling the queue
+
+
+Reserved = tuple[Route, Reservation]
 
 
 class Room(Protocol):
@@ -35,19 +40,37 @@ class Room(Protocol):
     def check(self, tokens: int) -> None:
         """Raises RequestRefused where waiting cannot help: layers are missing, or no node is large enough."""
 
-    def reserve(self, tokens: int) -> Reserved | None:
-        """KV cache for so many tokens on every stage of a route; None where there is none free now."""
+    def reserve(self, tokens: int, avoid: frozenset[str] = frozenset()) -> Reserved | None:
+        """KV cache for so many tokens on every stage of a route past the nodes to avoid; None if none is free now."""
 
     def release(self, reservation: Reservation) -> None: ...
 
 
-Reserved = tuple[Route, Reservation]
-
-
-@dataclass(slots=True)
 class Turn:
-    route: Route
-    used_tokens: int = 0  # of those asked for, what was computed: the rest of a token quota is given back
+    """A reservation, which moves when a stage of its route is lost."""
+
+    def __init__(self, room: Room, tokens: int, reserved: Reserved) -> None:
+        self._room, self._tokens = room, tokens
+        self.route, self._reservation = reserved
+        self.used_tokens = 0  # of those asked for, what was computed: the rest of a token quota is given back
+
+    async def reroute(self, avoid: frozenset[str]) -> Route:
+        """Another route with as much KV cache, as soon as there is one; past nobody's turn, it was ours already.
+
+        The nodes to avoid are taken after a while if there is no other way: one that was restarted is as good as new.
+        """
+        self._room.release(self._reservation)
+        looks = 0
+        while True:
+            found = self._room.reserve(self._tokens, avoid if looks < _LOOKS_ELSEWHERE else frozenset())
+            if found is not None:
+                self.route, self._reservation = found
+                return self.route
+            looks += 1
+            await asyncio.sleep(REROUTE_SECONDS)
+
+    def leave(self) -> None:
+        self._room.release(self._reservation)
 
 
 class Admission:
@@ -78,12 +101,12 @@ class Admission:
             raise refusal(exceeded)
         turn: Turn | None = None
         try:
-            route, reservation = await self._enter(caller, tokens)
-            turn = Turn(route)
+            turn = Turn(self._room, tokens, await self._enter(caller, tokens))
             try:
                 yield turn
             finally:
-                self._leave(caller, tokens, reservation)
+                turn.leave()
+                self._left(caller, tokens)
         finally:
             used = turn.used_tokens if turn is not None else 0
             meter.give_back_tokens(max(0, tokens - used), self._clock.monotonic())
@@ -101,7 +124,8 @@ class Admission:
                 return await waiting.granted
         except BaseException as exc:
             if waiting.is_granted:  # in the very moment in which we gave up
-                self._leave(caller, tokens, waiting.granted.result()[1])
+                self._room.release(waiting.granted.result()[1])
+                self._left(caller, tokens)
             if isinstance(exc, TimeoutError):
                 raise _full(len(self._queue)) from exc
             raise
@@ -109,9 +133,8 @@ class Admission:
             del self._waiting[ticket]
             self._queue.remove(ticket)
 
-    def _leave(self, caller: Caller, tokens: int, reservation: Reservation) -> None:
+    def _left(self, caller: Caller, tokens: int) -> None:
         caller.meter.kv_tokens -= tokens
-        self._room.release(reservation)
         self._serve()
 
     def _serve(self) -> None:

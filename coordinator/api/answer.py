@@ -73,6 +73,7 @@ def mesh_object(finish: FinishEvent) -> dict[str, Any]:
     return {
         "route": str(finish.route),
         "hops": len(finish.route.stages),
+        "recoveries": finish.recoveries,
         "ttft_ms": round(finish.ttft_seconds * 1000, 1),
         "tokens_per_second": None if speed is None else round(speed, 2),
     }

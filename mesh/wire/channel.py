@@ -17,8 +17,8 @@ import grpc.aio
 from mesh.errors import MeshError, UsageError
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # an offer carries the .torrent; frames of steps stay near 1 MiB
-KEEPALIVE_MS = 2000
-PING_TIMEOUT_MS = 5000  # a frozen peer is noticed within both together; a killed one in milliseconds
+KEEPALIVE_MS = 1000
+PING_TIMEOUT_MS = 1000  # a frozen peer is noticed within both together; a killed one in milliseconds
 
 _COMMON = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -34,7 +34,7 @@ _COMMON = [
 def server_options() -> list[tuple[str, int]]:
     return [
         *_COMMON,
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.so_reuseport", 0),  # two servers on one port would share it silently; we want the error
     ]

@@ -137,7 +137,7 @@ class SessionOpened(_message.Message):
     def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class SessionFailed(_message.Message):
-    __slots__ = ("session", "epoch", "reason", "message", "node_id")
+    __slots__ = ("session", "epoch", "reason", "message", "node_id", "lost_node_id")
     class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         REASON_UNSPECIFIED: _ClassVar[SessionFailed.Reason]
@@ -157,12 +157,14 @@ class SessionFailed(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    LOST_NODE_ID_FIELD_NUMBER: _ClassVar[int]
     session: str
     epoch: int
     reason: SessionFailed.Reason
     message: str
     node_id: str
-    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., reason: _Optional[_Union[SessionFailed.Reason, str]] = ..., message: _Optional[str] = ..., node_id: _Optional[str] = ...) -> None: ...
+    lost_node_id: str
+    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., reason: _Optional[_Union[SessionFailed.Reason, str]] = ..., message: _Optional[str] = ..., node_id: _Optional[str] = ..., lost_node_id: _Optional[str] = ...) -> None: ...
 
 class CloseSession(_message.Message):
     __slots__ = ("session", "epoch")

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from coordinator.access.kv_ledger import KvLedger, Reservation
 from coordinator.routing import Route, RouteStage
-from coordinator.token_pipeline import TokenRequest, TokenSession
+from coordinator.token_pipeline import Reroute, TokenRequest, TokenSession
 from mesh.errors import MeshError, RequestRefused
 from mesh.layers import LayerRange
 from mesh.model.logprobs import TokenLogprobs
@@ -58,7 +58,9 @@ class FakePipeline:
         self.parked, self.resume, self.left = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     @asynccontextmanager
-    async def session(self, request: TokenRequest, route: Route | None = None) -> AsyncIterator[TokenSession]:
+    async def session(
+        self, request: TokenRequest, route: Route | None = None, reroute: Reroute | None = None
+    ) -> AsyncIterator[TokenSession]:
         self.requests.append(request)
         if self.refusal is not None:
             raise self.refusal
@@ -71,6 +73,8 @@ class FakePipeline:
 
 
 class _FakeSession:
+    recoveries = 0
+
     def __init__(self, pipeline: FakePipeline, request: TokenRequest) -> None:
         self.route = pipeline.route
         self.logprobs: list[TokenLogprobs] = []
@@ -118,7 +122,7 @@ class FakeRoom:
         if self.hopeless is not None:
             raise self.hopeless
 
-    def reserve(self, tokens: int) -> tuple[Route, Reservation] | None:
+    def reserve(self, tokens: int, avoid: frozenset[str] = frozenset()) -> tuple[Route, Reservation] | None:
         used = self.ledger.tokens(self.route.stages[0])
         if self.tokens is not None and used + tokens > self.tokens:
             return None

@@ -7,6 +7,7 @@ import functools
 import itertools
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc.aio
 import numpy as np
@@ -95,17 +96,25 @@ class Served:
 
 @contextlib.asynccontextmanager
 async def serve_stage(
-    layers: LayerRange, *, name: str, incarnation: int = 1, kv_tokens: int = 4096, max_sessions: int = 64
+    layers: LayerRange,
+    *,
+    name: str,
+    incarnation: int = 1,
+    kv_tokens: int = 4096,
+    max_sessions: int = 64,
+    stage: Any = None,
+    config: LlamaConfig = CONFIG,
 ) -> AsyncIterator[Served]:
-    stage = random_stage(layers)
+    """``stage`` is of ``config``; by default the random torch stage of these layers."""
+    stage = stage or random_stage(layers)
     budget = KvBudget(kv_tokens)
     sessions = SessionTable(budget, max_sessions, stage.new_cache)
     service = StageService(
-        StageIdentity(name, incarnation, "release", "kernel", layers, CONFIG.num_layers),
-        StageContract(layers.is_first(), CONFIG.hidden_size, CONFIG.vocab_size, PREFILL_CHUNK),
+        StageIdentity(name, incarnation, "release", "kernel", layers, config.num_layers),
+        StageContract(layers.is_first(), config.hidden_size, config.vocab_size, PREFILL_CHUNK),
         sessions,
     )
-    engine = Engine(stage, is_last=stage.is_last, device="cpu", on_done=service.on_done)
+    engine = Engine(stage, is_last=layers.is_last(config.num_layers), device="cpu", on_done=service.on_done)
     service.attach(engine)
     engine.start()
     server = grpc.aio.server(options=server_options())

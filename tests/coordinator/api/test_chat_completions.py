@@ -42,7 +42,7 @@ async def test_body_has_the_text_the_usage_and_the_route() -> None:
     assert body["mesh"]["route"] == "0:2 node-a → 2:4 node-b"
     assert body["mesh"]["hops"] == 2
     assert body["mesh"]["ttft_ms"] >= 0
-    assert set(body["mesh"]) == {"route", "hops", "ttft_ms", "tokens_per_second"}
+    assert set(body["mesh"]) == {"route", "hops", "recoveries", "ttft_ms", "tokens_per_second"}
 
 
 async def test_the_same_release_and_version_have_the_same_fingerprint() -> None:
