@@ -44,7 +44,7 @@ def verify(directory: Path, trust: TrustRoot, catalog: ServedCatalog | None = No
     release = Release.open(directory, trust)
     if catalog is not None:
         catalog.current(release.manifest.release_id)
-    _ = release.manifest.config  # a release of plain files has none, and says so
+    release.manifest.require_model()
     check_torrent(release.torrent, release.manifest)
     ref = release.manifest.shard("aux")
     aux = read_shard(release.shard_path(ref), ref)

@@ -6,7 +6,6 @@ holds. Knows nothing of what is written.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -15,6 +14,7 @@ from typing import TypeVar
 
 from mesh.weights.contents import Content
 from mesh.weights.shard import WrittenShard
+from mesh.weights.shard_check import usable_cores
 
 MAX_THREADS = 8  # each takes memory for its chunks, and disks are no faster for more
 
@@ -42,8 +42,7 @@ class Counter:
 
 def num_threads() -> int:
     """One for each core this process may use, within reason."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MAX_THREADS)
+    return min(usable_cores(), MAX_THREADS)
 
 
 def on_all_cores(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:

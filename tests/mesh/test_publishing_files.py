@@ -11,16 +11,16 @@ from typing import Any
 import libtorrent as lt
 import pytest
 
-from coordinator.config import CoordinatorConfig
-from coordinator.daemon import verify
+from coordinator.verified_release import verify
 from mesh.cli.main import main
 from mesh.errors import IntegrityError, MeshError, NotFound, ShardCorrupt, UsageError
 from mesh.publishing import PIECE_LENGTH, pack_release, piece_length_for
 from mesh.swarm.fetching import fetch, seed
 from mesh.swarm.metainfo import check_torrent
 from mesh.swarm.session import SwarmSession
+from mesh.verification import problems_of
 from mesh.weights.manifest import Manifest
-from mesh.weights.release import Release, verify_shards
+from mesh.weights.release import Release
 from mesh.weights.shard import read_shard
 from mesh.weights.signing import PrivateKey, TrustRoot
 
@@ -65,7 +65,7 @@ def test_the_files_are_in_the_release_as_they_were(data_set: Path, tmp_path: Pat
     assert [ref.file for ref in manifest.shards] == [*sorted(FILES), "release-aux.safetensors"]
     for ref in manifest.shards[:-1]:
         assert release.shard_path(ref).read_bytes() == FILES[ref.file]
-    assert verify_shards(release) == {}
+    assert problems_of(release) == {}
     assert release.unlisted_files() == ()
     check_torrent(release.torrent, manifest)
     assert manifest.provenance.arguments == ("--as", "files")
@@ -115,7 +115,7 @@ def test_where_no_link_can_be_made_it_is_copied(
     monkeypatch.setattr("mesh.weights.contents.os.link", refused)
     pack(data_set, tmp_path / "out")
     assert not (tmp_path / "out" / "red-pajama" / "README.md").samefile(data_set / "README.md")
-    assert verify_shards(Release.open(tmp_path / "out", TRUST)) == {}
+    assert problems_of(Release.open(tmp_path / "out", TRUST)) == {}
 
 
 def test_a_changed_missing_or_grown_file_is_named(data_set: Path, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_changed_missing_or_grown_file_is_named(data_set: Path, tmp_path: Path
     paths["README.md"].write_bytes(b"# A data set\n")
     paths["arxiv/_SUCCESS"].write_bytes(b"!")
     paths["wikipedia/de/ä 1.jsonl"].unlink()
-    problems = {ref.file: type(problem) for ref, problem in verify_shards(release).items()}
+    problems = {ref.file: type(problem) for ref, problem in problems_of(release).items()}
     assert problems == {
         "README.md": ShardCorrupt, "arxiv/_SUCCESS": ShardCorrupt, "wikipedia/de/ä 1.jsonl": NotFound
     }  # fmt: skip
@@ -206,21 +206,8 @@ async def test_a_peer_gets_every_file_and_the_empty_one(data_set: Path, tmp_path
 
 def test_a_coordinator_refuses_it_in_one_line(data_set: Path, tmp_path: Path) -> None:
     pack(data_set, tmp_path / "out")
-    (tmp_path / "publisher.pub").write_bytes(TRUST.to_bytes())
-    anywhere = ("127.0.0.1", 0)
-    config = CoordinatorConfig(
-        tmp_path / "out",
-        tmp_path / "publisher.pub",
-        anywhere,
-        anywhere,
-        None,
-        tmp_path / "data",
-        10.0,
-        False,
-        False,
-    )
     with pytest.raises(UsageError, match="red-pajama holds files, not a model"):
-        verify(config)
+        verify(tmp_path / "out", TRUST)
 
 
 def test_the_commands_speak_of_files(
