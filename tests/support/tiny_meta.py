@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tests.mesh.weights.tiny_gguf import interleave_rows
 from tests.support.tiny_models import write_tiny_checkpoint
 
-_NAMES = {
+META_NAMES = {
     "self_attn.q_proj": ("attention.wq", 0),
     "self_attn.k_proj": ("attention.wk", 0),
     "self_attn.v_proj": ("attention.wv", 0),
@@ -75,8 +75,8 @@ def _meta_name(name: str, embedding_dim: int) -> tuple[str, int | None]:
     if stem == "embed_tokens":
         return "tok_embeddings.weight", embedding_dim
     if not stem.startswith("layers."):
-        meta, dim = _NAMES[stem]
+        meta, dim = META_NAMES[stem]
         return f"{meta}.weight", dim
     _, layer, inner = stem.split(".", 2)
-    meta, dim = _NAMES[inner]
+    meta, dim = META_NAMES[inner]
     return f"layers.{layer}.{meta}.weight", dim
