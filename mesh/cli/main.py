@@ -17,6 +17,8 @@ COMMANDS = {
     "keys": "Make and list the keys that sign releases.",
     "pack": "Turn a checkpoint into a signed release of shards.",
     "digest": "Say what a release made of a checkpoint records as its source.",
+    "publish": "Pack, sign, list in the catalog and seed, in one go.",
+    "catalog": "Say who may publish what, and what is current.",
     "show": "Say what a release is and who signed it.",
     "verify": "Check every byte of a release, offline.",
     "seed": "Offer a release to the swarm.",

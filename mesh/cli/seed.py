@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mesh.cli.believing import CatalogOption, believed_keys
+
 
 def seed(
     directory: Annotated[Path, typer.Argument(help="The release that `mesh pack` wrote.")],
@@ -17,6 +19,7 @@ def seed(
             help="Trust file with the publisher's key. Default: all public keys you keep.",
         ),
     ] = None,
+    catalog: CatalogOption = None,
     listen: Annotated[
         str,
         typer.Option(envvar="MESH_LISTEN", help="HOST:PORT for BitTorrent peers; port 0 picks a free one."),
@@ -42,7 +45,6 @@ def seed(
     from mesh.sizes import parse_size
     from mesh.swarm.settings import SwarmSettings
     from mesh.token import JoinToken
-    from mesh.weights.keyring import trusted_keys
     from mesh.weights.release import Release
     from mesh.wire.channel import format_endpoint, is_loopback, parse_endpoint, require_loopback
 
@@ -64,5 +66,5 @@ def seed(
         port=port,
         max_upload_bytes_per_second=None if max_upload is None else parse_size(max_upload.removesuffix("/s")),
     )
-    release = Release.open(directory, trusted_keys(trust))
+    release = Release.open(directory, believed_keys(directory, trust, catalog))
     return run_seeder(release, settings, announcing, json_events=json_events)

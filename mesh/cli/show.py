@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mesh.cli.believing import CatalogOption, believed_keys
+
 if TYPE_CHECKING:
     from mesh.weights.manifest import Manifest
 
@@ -19,16 +21,16 @@ def show(
         Path | None,
         typer.Option(envvar="MESH_TRUST", help="The publisher's public key. Default: every key of yours."),
     ] = None,
+    catalog: CatalogOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Say what a release is and who signed it. Reads no weights."""
     import json
 
-    from mesh.weights.keyring import trusted_keys
     from mesh.weights.release import MANIFEST_FILE, read_envelope
     from mesh.weights.signing import open_manifest, signer_of
 
-    known = trusted_keys(trust)
+    known = believed_keys(path, trust, catalog)
     envelope = read_envelope(path / MANIFEST_FILE if path.is_dir() else path)
     manifest = open_manifest(envelope, known)
     signer = signer_of(envelope, known).key_id

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mesh.cli.believing import CatalogOption, believed_keys
+
 if TYPE_CHECKING:
     from mesh.verification import Verification
 
@@ -47,6 +49,7 @@ def verify(
     key: Annotated[
         str | None, typer.Option(help="With --fleet: sign the report with this key of yours.")
     ] = None,
+    catalog: CatalogOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Check signature, licence, torrent and every shard of a release, on all cores. Exit code 4 names what was changed."""
@@ -64,18 +67,19 @@ def verify(
         return
     if release is None:
         raise UsageError("which release? pass its directory, or --fleet to ask the nodes of a mesh")
-    _verify_directory(Path(release), deep=deep, trust=trust, as_json=as_json)
+    _verify_directory(Path(release), deep=deep, trust=trust, catalog=catalog, as_json=as_json)
 
 
-def _verify_directory(directory: Path, *, deep: bool, trust: Path | None, as_json: bool) -> None:
+def _verify_directory(
+    directory: Path, *, deep: bool, trust: Path | None, catalog: str | None, as_json: bool
+) -> None:
     import json
 
     from mesh.cli.progress import byte_progress
     from mesh.verification import verify_release
-    from mesh.weights.keyring import trusted_keys
     from mesh.weights.release import Release
 
-    known = trusted_keys(trust)
+    known = believed_keys(directory, trust, catalog)
     with byte_progress("verifying") as progress:
         verification = verify_release(Release.open(directory, known), known, deep=deep, progress=progress)
     if as_json:

@@ -60,6 +60,19 @@ def signing_keys(names: Sequence[str] = (), directory: Path | None = None) -> It
         yield PrivateKey.load(path)
 
 
+def online_signing_key(path_or_name: str) -> PrivateKey:
+    """The key of that name, made if it is not there. It gets no ``.pub``: who refreshes a catalog vouches for no release."""
+    try:
+        return find_key(path_or_name)
+    except NotFound:
+        if not _NAME.fullmatch(path_or_name):
+            raise
+    keys_dir().mkdir(parents=True, exist_ok=True, mode=0o700)
+    key = PrivateKey.generate()
+    key.save(keys_dir() / f"{path_or_name}.key")
+    return key
+
+
 def find_public_key(path_or_name: str) -> PublicKey:
     """The one key of a trust file, the public half of a private one, or the one kept under that name."""
     path = Path(path_or_name)
