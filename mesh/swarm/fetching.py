@@ -26,6 +26,7 @@ from mesh.errors import IntegrityError, NotEnoughDisk, NotFound, ShardCorrupt, U
 from mesh.sizes import format_size
 from mesh.swarm.metainfo import check_torrent
 from mesh.swarm.session import SwarmSession
+from mesh.swarm.spreading import ROUNDS, lonely_pieces, share_of
 from mesh.swarm.torrent import FileStatus, Peer, SwarmTorrent, TorrentStatus
 from mesh.swarm.web_seed_patience import Patience
 from mesh.swarm.web_seeds import Pace, WebSeeds
@@ -180,9 +181,11 @@ async def _download(
     origin: _Origin,
     stall: _Stall,
 ) -> None:
+    spreading = _Spreading(session, swarm)
     while not (status := await swarm.status()).is_complete:
         on_progress(_progress(status, status.phase, origin))
         known = peers()
+        await spreading.arrange(status, _others(session, known))
         origin.watch(status)
         if stall.is_over(status, origin.received_bytes) or (
             origin.is_useless and not (known or status.num_peers)
@@ -202,6 +205,34 @@ async def _verify(swarm: SwarmTorrent, path: Path, ref: ShardRef, store: ShardSt
         await swarm.status()  # raises the disk error that explains it, if there was one
         raise
     return path
+
+
+class _Spreading:
+    """The order in which pieces are asked for while newcomers share a seeder (``spreading.py``)."""
+
+    def __init__(self, session: SwarmSession, swarm: SwarmTorrent) -> None:
+        self._session, self._swarm = session, swarm
+        self._shares: list[frozenset[int]] = []  # ours, by round
+        self._pieces: list[int] = []  # that were shared; empty: there was nobody to share with yet
+
+    async def arrange(self, status: TorrentStatus, others: Collection[Peer]) -> None:
+        if status.phase != "fetching":
+            return
+        swarm = self._swarm
+        if not self._pieces:
+            if not 0 < status.num_seeds < status.num_peers:
+                return  # alone with seeds, or no seed to spare
+            self._pieces = [piece for file in status.files for piece in swarm.missing_pieces(file.path)]
+            self._shares = [
+                share_of(self._pieces, self._session.endpoint, others, round_) for round_ in range(ROUNDS)
+            ]
+            swarm.defer([piece for piece in self._pieces if piece not in self._shares[0]])
+        while self._shares and all(swarm.has(piece) for piece in self._shares[0]):
+            del self._shares[0]
+            swarm.open(self._shares[0] & swarm.deferred if self._shares else swarm.deferred)
+        if swarm.deferred:
+            availability = await swarm.availability()
+            swarm.open(swarm.deferred - lonely_pieces(swarm.deferred, availability, status.num_seeds))
 
 
 class _Stall:

@@ -55,6 +55,7 @@ class TorrentStatus:
     rate: int  # payload bytes per second coming in
     upload_rate: int  # and going out
     num_peers: int
+    num_seeds: int  # of these peers, who hold everything
     payload_bytes: int
     redundant_bytes: int  # came twice
     failed_bytes: int  # came wrong and were thrown away
@@ -87,6 +88,8 @@ class SwarmTorrent:
         self._sizes: dict[str, int] = {}
         self._bytes_left = 0
         self._held: list[bool] = []  # by piece, when libtorrent was last asked
+        self._deferred: set[int] = set()  # wanted, but not asked for yet
+        self._availability: list[int] = []  # by piece: how many connected peers hold it
         self.on_bad_piece: Callable[[int], None] = lambda piece: None
         if layout is not None:
             self._want(layout, wanted)
@@ -156,6 +159,26 @@ class SwarmTorrent:
         start = (piece - self._pieces[path].start) * self._piece_length
         return start, min(start + self._piece_length, self._sizes[path])
 
+    @property
+    def deferred(self) -> frozenset[int]:
+        return frozenset(self._deferred)
+
+    def defer(self, pieces: Collection[int]) -> None:
+        """Ask nobody for these pieces until they are opened. libtorrent calls the torrent finished without them; we do not."""
+        self._deferred |= set(pieces)
+        self._handle.prioritize_pieces([(piece, 0) for piece in pieces])
+
+    def open(self, pieces: Collection[int]) -> None:
+        if pieces:
+            self._deferred -= set(pieces)
+            self._handle.prioritize_pieces([(piece, 4) for piece in pieces])
+
+    async def availability(self) -> list[int]:
+        """By piece: how many connected peers hold it; empty when all of them hold everything."""
+        self._handle.post_piece_availability()
+        await self._next("availability")
+        return self._availability
+
     def leave_to_others(self, piece: int, others: bool) -> None:
         """Whether peers should rather send other pieces than this one, because a web seed is sending it."""
         low, default = 1, 4
@@ -197,7 +220,11 @@ class SwarmTorrent:
             case lt.torrent_checked_alert():
                 self._once("checked")
             case lt.torrent_finished_alert():
-                self._once("finished")
+                if not self._deferred:
+                    self._once("finished")
+            case lt.piece_availability_alert():
+                self._availability = list(alert.piece_availability)
+                self._wake("availability")
             case lt.metadata_received_alert():
                 self._once("described")
             case lt.cache_flushed_alert():
@@ -213,28 +240,38 @@ class SwarmTorrent:
                 self.on_bad_piece(int(alert.piece_index))
 
     def on_status(self, status: lt.torrent_status) -> None:
-        done = status.total_wanted_done
-        self._bytes_left = status.total_wanted - done
         phase = _PHASES.get(status.state, "checking")
         if phase != "checking":
             self._once("checked")
+            if self._deferred:
+                phase = "fetching"
+        if phase == "fetching":
+            self._happened.discard("finished")  # with what was opened since it is not
+        if not self._deferred:
+            self._bytes_left = status.total_wanted - status.total_wanted_done
         if not self._waiting.get("status"):
             return
         self._held = status.pieces
+        files = tuple(self._file_status(path) for path in self._pieces)
+        wanted, done = status.total_wanted, status.total_wanted_done
+        if self._deferred:  # libtorrent does not count them as wanted
+            wanted, done = sum(file.size for file in files), sum(file.done_bytes for file in files)
+            self._bytes_left = wanted - done
         self._wake(
             "status",
             TorrentStatus(
                 phase=phase,
-                wanted_bytes=status.total_wanted,
+                wanted_bytes=wanted,
                 done_bytes=done,
                 rate=status.download_payload_rate,
                 upload_rate=status.upload_payload_rate,
                 num_peers=status.num_peers,
+                num_seeds=status.num_seeds,
                 payload_bytes=status.total_payload_download,
                 redundant_bytes=status.total_redundant_bytes,
                 failed_bytes=status.total_failed_bytes,
                 uploaded_bytes=status.total_payload_upload,
-                files=tuple(self._file_status(path) for path in self._pieces),
+                files=files,
             ),
         )
 
