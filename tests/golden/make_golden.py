@@ -7,15 +7,19 @@ field refuses the new one. Such a change wants a new number in ``format`` or ``s
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from pathlib import Path
 
 from mesh.weights import tensor_file
+from mesh.weights.catalog.plan import CatalogPlan, RoleKeys
+from mesh.weights.catalog.repository import Catalog
 from mesh.weights.signing import PrivateKey, TrustRoot, sign_manifest
 from tests.mesh.weights.example_manifest import (
     example_files_manifest,
     example_full_manifest,
     example_manifest,
 )
+from tests.support.clock import ManualClock
 
 DIRECTORY = Path(__file__).parent
 
@@ -36,6 +40,7 @@ def golden_files() -> dict[str, bytes]:
         ],
     )
     return {
+        **golden_catalog(),
         "shard-header-v1.bin": header,
         "manifest-v1.json": manifest.to_bytes(),
         "manifest-full-v1.json": example_full_manifest().to_bytes(),
@@ -43,6 +48,31 @@ def golden_files() -> dict[str, bytes]:
         "manifest-v1.dsse.json": sign_manifest(manifest, key),
         "trust-v1.json": TrustRoot.of(key.public).to_bytes(),
     }
+
+
+def golden_catalog() -> dict[str, bytes]:
+    """What nodes pin and follow: another root is another token, and another spelling of a role another signature."""
+    names = ("root-a", "root-b", "targets", "online", "acme")
+    seeds = {name: PrivateKey.from_seed(hashlib.sha256(name.encode()).digest()) for name in names}
+    public = {name: key.public for name, key in seeds.items()}
+    plan = CatalogPlan(
+        root=RoleKeys((public["root-a"], public["root-b"]), threshold=2),
+        targets=RoleKeys((public["targets"],)),
+        takedown=RoleKeys((public["targets"],)),
+        online=RoleKeys((public["online"],)),
+        catalog_id="0123456789abcdef" * 2,
+    )
+    signers = list(seeds.values())
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch) / "catalog"
+        catalog, _ = Catalog.create(directory, plan, signers, ManualClock(wall=1_750_000_000.0))
+        catalog.add_publisher("acme", RoleKeys((public["acme"],)), signers)
+        catalog.add_release("acme", sign_manifest(example_manifest(), seeds["acme"]), signers)
+        files = ("1.root", "2.targets", "1.publisher-acme", "3.snapshot", "timestamp")
+        return {
+            f"catalog-v1-{name}.json": (directory / "metadata" / f"{name}.json").read_bytes()
+            for name in files
+        }
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ CATALOG_ID = "x-llama-mesh-catalog"  # in every root, so that a node keeps one m
 Document = Metadata[Any]
 Documents = Mapping[str, Document]
 
+SPEC_VERSION = "1.0.31"  # said in every document; not whatever the installed library would say
 TOP_ROLES = (ROOT, TARGETS, SNAPSHOT, TIMESTAMP)
 _LIFETIME_DAYS = {ROOT: 365, SNAPSHOT: 2, TIMESTAMP: 2}
 _OFFLINE_DAYS = 90  # targets, publishers, takedown

@@ -13,6 +13,7 @@ from tuf.api.metadata import Metadata, MetaFile, Snapshot, Timestamp
 
 from mesh.errors import CatalogRefused
 from mesh.weights.catalog.documents import (
+    SPEC_VERSION,
     Document,
     Documents,
     delegated_roles,
@@ -71,7 +72,9 @@ def _snapshot(files: CatalogFiles, live: Documents, now: datetime) -> tuple[Docu
     if current is not None and wanted == listed and _is_fresh(SNAPSHOT, current, live, now):
         return current, False
     version = 1 + (current.signed.version if current is not None else 0)
-    return Metadata(Snapshot(version=version, expires=now + lifetime(SNAPSHOT), meta=wanted)), True
+    return Metadata(
+        Snapshot(version=version, spec_version=SPEC_VERSION, expires=now + lifetime(SNAPSHOT), meta=wanted)
+    ), True
 
 
 def _timestamp(
@@ -82,7 +85,11 @@ def _timestamp(
         return current, False
     version = 1 + (current.signed.version if current is not None else 0)
     meta = meta_file(snapshot_bytes, snapshot.signed.version)
-    return Metadata(Timestamp(version=version, expires=now + lifetime(TIMESTAMP), snapshot_meta=meta)), True
+    return Metadata(
+        Timestamp(
+            version=version, spec_version=SPEC_VERSION, expires=now + lifetime(TIMESTAMP), snapshot_meta=meta
+        )
+    ), True
 
 
 def _is_fresh(role: str, document: Document, live: Documents, now: datetime) -> bool:

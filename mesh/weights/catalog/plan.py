@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -44,6 +45,7 @@ class CatalogPlan:
     targets: RoleKeys
     takedown: RoleKeys
     online: RoleKeys  # snapshot and timestamp
+    catalog_id: str = field(default_factory=lambda: secrets.token_hex(16))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ Knows metadata, keys and thresholds. Knows nothing of where keys are kept, or of
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -235,7 +234,7 @@ class Catalog(StoredCatalog):
         elif role in live:
             document = docs.copy(live[role])
         else:
-            document = Metadata(Root() if role == ROOT else Targets())
+            document = Metadata((Root if role == ROOT else Targets)(spec_version=docs.SPEC_VERSION))
         edit(document)
         now = docs.utc(self._clock.wall())
         document.signed.version = 1 + (live[role].signed.version if role in live else 0)
@@ -280,7 +279,7 @@ def _fill_root(root: Root, plan: CatalogPlan) -> None:
     for role, keys in by_role.items():
         root.roles[role] = keys.to_role()
         root.keys.update({key.keyid: key for key in map(tuf_key, keys.keys)})
-    root.unrecognized_fields[docs.CATALOG_ID] = secrets.token_hex(16)
+    root.unrecognized_fields[docs.CATALOG_ID] = plan.catalog_id
 
 
 def _delegate(targets: Targets, role: str, keys: RoleKeys) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from mesh.weights import tensor_file
+from mesh.weights.catalog.client import parse_root
 from mesh.weights.manifest import Manifest
 from mesh.weights.signing import TrustRoot, open_manifest
 from tests.golden.make_golden import DIRECTORY, golden_files
@@ -35,3 +38,12 @@ def test_what_was_always_written_is_read_today() -> None:
 
 def test_release_id_is_frozen() -> None:
     assert example_manifest().release_id == "5edd842fe0850274b5e4510367b0e01c61a04cc84802aa0259456cec50bbe70c"
+
+
+def test_root_that_was_always_written_can_still_be_pinned() -> None:
+    """Every join token of a mesh with a catalog holds such a digest."""
+    data = (DIRECTORY / "catalog-v1-1.root.json").read_bytes()
+    assert parse_root(data).signed.roles["root"].threshold == 2
+    assert (
+        hashlib.sha256(data).hexdigest() == "cf9ebf19572b74115c8fc654182377732b2ba88aa47267a5ac6bade873b28129"
+    )
