@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 from coordinator.access.callers import Callers
 from coordinator.api import create_app
@@ -30,6 +31,7 @@ from mesh.errors import MeshError
 from mesh.locking import locked_directory
 from mesh.stopping import run_until_signal
 from mesh.token import JoinToken
+from mesh.weights.catalog.placing import find_place
 from mesh.weights.keyring import signing_keys, trusted_keys
 from mesh.weights.signing import TrustRoot
 from mesh.wire.channel import format_endpoint
@@ -47,7 +49,7 @@ def run(config: CoordinatorConfig, on_listening: OnListening) -> int | None:
     clock = SystemClock()
     catalog = _catalog(config, clock)
     kept = catalog.trust() if catalog is not None else trusted_keys(config.trust_file)
-    verified = [verify(directory, kept, catalog) for directory in config.releases]
+    verified = [verify(_placed(release, config), kept, catalog) for release in config.releases]
     # Of the keys the operator keeps, nodes are told those that signed: they need believe no other, and join tokens
     # stay good when another key is added.
     trust = TrustRoot.of(*(each.signer for each in verified))
@@ -56,6 +58,13 @@ def run(config: CoordinatorConfig, on_listening: OnListening) -> int | None:
         hosting.add(host(each, trust, config.lease_seconds, clock))
     with locked_directory(config.data, "mesh-coordinator"):
         return run_until_signal(_serve(config, hosting, trust, catalog, on_listening, clock))
+
+
+def _placed(release: Path, config: CoordinatorConfig) -> Path:
+    """A directory, or the place of a release that the catalog knows by name."""
+    if config.catalog is None or release.exists():
+        return release
+    return find_place(config.catalog, str(release))
 
 
 def _catalog(config: CoordinatorConfig, clock: Clock) -> ServedCatalog | None:

@@ -116,8 +116,13 @@ def add(
     as_json: Json = False,
 ) -> None:
     """Publish a release's signed manifest; one of the same name takes the place of the one before."""
-    changed = _open(directory)
-    outcome = changed.add_release(publisher_id, _envelope(release), _signers(key))
+    from mesh.weights.catalog.placing import remember_place
+    from mesh.weights.signing import open_manifest
+
+    changed, envelope = _open(directory), _envelope(release)
+    outcome = changed.add_release(publisher_id, envelope, _signers(key))
+    name = open_manifest(envelope, changed.publisher_trust(publisher_id)).name
+    remember_place(directory, publisher_id, name, release)
     tell_outcome(changed, outcome, as_json)
 
 

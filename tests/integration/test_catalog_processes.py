@@ -10,6 +10,7 @@ import httpx
 from mesh.demo.local_mesh import node_command, seeder_command
 from mesh.demo.processes import children, command
 from mesh.demo.splitting import Share
+from mesh.weights.catalog.placing import remember_place
 from mesh.weights.catalog.plan import RoleKeys
 from mesh.weights.catalog.repository import Catalog
 from tests.support.catalogs import Keys, plan_of
@@ -26,11 +27,12 @@ async def test_withdrawn_release_is_served_no_longer_though_every_signature_stil
     catalog, _ = Catalog.create(tmp_path / "catalog", plan_of(keys), keys.all)
     catalog.add_publisher("acme", RoleKeys((packed.key.public,)), keys.all)
     catalog.add_release("acme", packed.open().envelope, keys.all)
+    remember_place(tmp_path / "catalog", "acme", "tiny", packed.directory)
     keys.online.save(tmp_path / "online.key")
     (tmp_path / "logs").mkdir()
     async with children(tmp_path / "logs", lambda name, event: None) as start:
         coordinator = await start("coordinator", [
-            command("mesh-coordinator"), "up", "--release", str(packed.directory), "--json", "--lease", "1.5",
+            command("mesh-coordinator"), "up", "--release", "acme/tiny", "--json", "--lease", "1.5",
             "--catalog", str(tmp_path / "catalog"), "--online-key", str(tmp_path / "online.key"),
             "--listen", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--data", str(tmp_path / "coordinator"),
         ])  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 from mesh.errors import CatalogRefused, NotFound, UnknownKey, UsageError
 from mesh.weights.catalog.client import CatalogClient
 from mesh.weights.catalog.names import is_file_name
+from mesh.weights.catalog.placing import find_place, remember_place
 from mesh.weights.catalog.plan import RoleKeys
 from mesh.weights.catalog.repository import Catalog
 from mesh.weights.catalog.sources import directory_source
@@ -276,3 +277,16 @@ def test_clock_of_the_operator_is_what_expiry_is_counted_from(tmp_path: Path) ->
         if row.expires
     }
     assert expires == {"root": 365, "targets": 90, "takedown": 90, "snapshot": 2, "timestamp": 2}
+
+
+def test_release_is_found_where_it_was_put_and_nothing_else_is(world: CatalogWorld, tmp_path: Path) -> None:
+    remember_place(world.directory, "acme", "tiny", tmp_path)
+    remember_place(world.directory, "acme", "tiny", tmp_path / "moved")
+    assert find_place(world.directory, "tiny").readlink() == tmp_path / "moved"
+    assert find_place(world.directory, "acme/tiny") == find_place(world.directory, "tiny")
+    remember_place(world.directory, "beta", "tiny", tmp_path)
+    for name in ("tiny", "other", "beta/other", "../../etc", "acme/..", "*/tiny", ""):
+        with pytest.raises(NotFound):
+            find_place(world.directory, name)
+    with pytest.raises(UsageError):
+        remember_place(world.directory, "..", "tiny", tmp_path)
