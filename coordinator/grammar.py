@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from llguidance import LLMatcher, LLTokenizer
@@ -64,12 +64,14 @@ class GrammarCompiler:
         """Raises RequestRefused for a schema that is none, or that asks for what cannot be held."""
         text = json.dumps(schema)
         _check_size(text, "a schema", param)
-        return await self._compile(LLMatcher.grammar_from_json_schema(text, overrides=SCHEMA_OPTIONS), param)
+        return await self._compile(
+            lambda: LLMatcher.grammar_from_json_schema(text, overrides=SCHEMA_OPTIONS), param
+        )
 
     async def compile_regex(self, pattern: str, param: str) -> Grammar:
         """Of the whole answer, in the syntax of Rust's regex crate. Raises RequestRefused."""
         _check_size(pattern, "a pattern", param)
-        return await self._compile(LLMatcher.grammar_from_regex(pattern), param)
+        return await self._compile(lambda: LLMatcher.grammar_from_regex(pattern), param)
 
     async def compile_choice(self, choices: Sequence[str], param: str) -> Grammar:
         """One of these texts. Raises RequestRefused."""
@@ -90,14 +92,20 @@ class GrammarCompiler:
     async def compile_lark(self, text: str, param: str) -> Grammar:
         """Raises RequestRefused."""
         _check_size(text, "a grammar", param)
-        return await self._compile(LLMatcher.grammar_from_lark(text), param)
+        return await self._compile(lambda: LLMatcher.grammar_from_lark(text), param)
 
-    async def _compile(self, grammar: str, param: str) -> Grammar:
+    async def _compile(self, make: Callable[[], str], param: str) -> Grammar:
         async with self._reading:
             if self._tokenizer is None:
                 self._tokenizer = await asyncio.to_thread(self._read)
         tokenizer = self._tokenizer
-        is_error, told = await asyncio.to_thread(LLMatcher.validate_grammar_with_warnings, grammar, tokenizer)
+        try:
+            grammar = make()
+            is_error, told = await asyncio.to_thread(
+                LLMatcher.validate_grammar_with_warnings, grammar, tokenizer
+            )
+        except (ValueError, RecursionError) as exc:  # nested deeper than the library reads
+            raise RequestRefused(f"{param}: {' '.join(str(exc).split())[:300]}", param=param) from exc
         if is_error:
             raise RequestRefused(f"{param}: {' '.join(told[0].split())[:300]}", param=param)
         return Grammar(tokenizer, grammar)

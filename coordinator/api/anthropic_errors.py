@@ -6,8 +6,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-_PATHS = ("/v1/messages", "/v1/messages/count_tokens")
-
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -46,7 +44,7 @@ ANTHROPIC_ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def is_anthropic(path: str) -> bool:
-    return path in _PATHS
+    return path.startswith("/v1/messages")
 
 
 def anthropic_body(

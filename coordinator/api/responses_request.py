@@ -84,6 +84,7 @@ class ResponseTool(Lenient):
 
 class TextFormat(Lenient):
     type: Literal["text", "json_object", "json_schema"]
+    name: Text | None = None
     schema_: dict[str, Any] | None = Field(None, alias="schema")
 
 

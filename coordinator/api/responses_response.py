@@ -170,7 +170,7 @@ class ResponsesAnswer:
     def _response(self, status: str) -> dict[str, Any]:
         """With what was asked for, as it is used here."""
         asked = self.request
-        given = asked.model_dump(exclude_none=True, by_alias=True)
+        given = asked.model_dump(include={"text", "tools", "tool_choice"}, exclude_none=True, by_alias=True)
         return {
             "id": self.head.id,
             "object": "response",

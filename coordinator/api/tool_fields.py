@@ -76,7 +76,8 @@ def chat_tools(tools: Sequence[ToolField], choice: object, is_parallel: bool) ->
             "type": "allowed_tools",
             "allowed_tools": {"mode": "auto" | "required" as mode, "tools": list(allowed)},
         }:
-            names = [each.get("function", {}).get("name") for each in allowed if isinstance(each, dict)]
+            functions = [each.get("function") for each in allowed if isinstance(each, dict)]
+            names = [each.get("name") for each in functions if isinstance(each, dict)]
             return tool_use(made, mode, is_parallel, allowed=names)
         case _:
             return tool_use(made, choice, is_parallel)

@@ -41,7 +41,7 @@ _FIRST_KEY = re.compile(
 )
 _NAME = re.compile(r"\s*([A-Za-z0-9_.-]{1,256})\s*(?=[\[{])")
 _CALL_ID = re.compile(r"\[CALL_ID\]\s*[A-Za-z0-9]*\s*")
-MAX_HELD_CHARACTERS = 1 << 16  # of what could begin a call and has not said its name
+MAX_HELD_CHARACTERS = 1 << 14  # of what could begin a call and has not said its name
 
 
 class CallReader:

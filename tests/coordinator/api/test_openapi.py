@@ -15,7 +15,7 @@ from tests.support.api_client import app_for
 from tests.support.fake_pipeline import FakePipeline
 from tests.support.served_model import EOS
 
-EXAMPLES = 40  # of each route: bounds the time; ten times as many found nothing more
+EXAMPLES = 20  # of each route: bounds the time; ten times as many found nothing more
 
 # The model answers at once whatever it is asked for, so that what is tested is how it is asked.
 schema = schemathesis.openapi.from_asgi("/openapi.json", app_for(FakePipeline([*"né".encode(), EOS])))

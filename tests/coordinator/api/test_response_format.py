@@ -182,11 +182,22 @@ async def test_greedy_takes_the_likeliest_of_what_is_allowed() -> None:
     )  # the model's own: it would have said something else
 
 
+def nested(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "object"}
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return schema
+
+
 @pytest.mark.parametrize(
     ("wanted", "param"),
     [
         ({"type": "wizard"}, "response_format.type"),
         ({"type": "json_schema"}, "response_format.json_schema.schema"),
+        (
+            {"type": "json_schema", "json_schema": {"schema": nested(90)}},
+            "response_format.json_schema.schema",
+        ),
         (
             {"type": "json_schema", "json_schema": {"schema": {"type": "wat"}}},
             "response_format.json_schema.schema",

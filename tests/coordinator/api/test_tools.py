@@ -147,6 +147,7 @@ async def test_history_with_calls_and_results_is_read() -> None:
         ({"tool_choice": "perhaps"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "fly"}}}, "tool_choice"),
         ({"tools": [], "tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [{"function": 3}, 4]}}}, "tool_choice"),
         ({"grammar": 'start: "x"'}, "grammar"),
         ({"messages": [{"role": "user", "content": "x", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": ""}}]}]}, "messages[0].tool_calls"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f"}}]}]}, "messages[0].tool_calls[0].function.arguments"),

@@ -100,6 +100,68 @@ def test_any_text_is_rendered_as_transformers_renders_it(messages: Messages) -> 
         assert ChatTemplate(source, VARIABLES).render(messages) == reference(source, messages, True)
 
 
+# The habits of Hermes' and Mistral's: tools as JSON, calls with their arguments as objects, results with their names.
+WITH_TOOLS = """{%- if tools %}
+    {{- '<|im_start|>system\\n<tools>' }}
+    {%- for tool in tools %}{{- "\\n" }}{{- tool | tojson }}{%- endfor %}
+    {{- '\\n</tools><|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.tool_calls %}
+        {%- for tool_call in message.tool_calls %}
+            {{- '<tool_call>\\n{"name": "' + tool_call.function.name + '", "arguments": ' + tool_call.function.arguments | tojson + '}\\n</tool_call>' }}
+        {%- endfor %}
+    {%- else %}{{- message.role + (message.name or '') + message.content }}{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt and enable_thinking is defined and enable_thinking is false %}{{- '<think></think>' }}{%- endif %}"""
+WEATHER = {
+    "type": "function",
+    "function": {"name": "weather", "description": "é", "parameters": {"type": "object"}},
+}
+
+
+def test_tools_calls_and_further_variables_are_rendered_as_transformers_renders_them() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Zürich"}}}
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "name": "weather", "content": "sunny", "tool_call_id": "1"},
+    ]
+    template = ChatTemplate(WITH_TOOLS, VARIABLES)
+    ours = template.render(messages, tools=[WEATHER], variables={"enable_thinking": False})
+    [expected], _ = render_jinja_template(
+        conversations=[messages], tools=[WEATHER], chat_template=WITH_TOOLS, add_generation_prompt=True, enable_thinking=False, **VARIABLES
+    )  # fmt: skip
+    assert ours == expected
+    assert "Zürich" in ours
+    assert ours.endswith("<think></think>")
+    assert template.takes_tools
+    assert not ChatTemplate(SMOLLM2, VARIABLES).takes_tools
+
+
+@given(content=st.text(min_size=1).filter(lambda text: text == text.strip()))
+def test_a_message_to_be_continued_is_left_open_as_transformers_leaves_it(content: str) -> None:
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": content}]
+    for source in (CHATML, SMOLLM2, LLAMA3.replace("{{- turns.count }}", "")):
+        [expected], _ = render_jinja_template(
+            conversations=[messages], chat_template=source, continue_final_message=True, **VARIABLES
+        )
+        assert ChatTemplate(source, VARIABLES).render_open(messages) == expected
+
+
+def test_a_template_that_hides_the_last_message_cannot_leave_it_open() -> None:
+    with pytest.raises(RequestRefused, match="does not show"):
+        ChatTemplate("{{ messages[0].content }}", {}).render_open(
+            [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+        )
+
+
+def test_variables_of_a_request_cannot_replace_the_messages() -> None:
+    template = ChatTemplate("{{ messages[0].content }}{{ more }}", {})
+    variables = {"messages": [{"content": "forged"}], "more": "!"}
+    assert template.render([{"role": "user", "content": "x"}], variables=variables) == "x!"
+
+
 def test_json_is_written_as_transformers_writes_it() -> None:
     message = {"role": "user", "content": "é<b>'", "list": [1, None, True]}
     for filters in ("tojson", "tojson(indent=2)", "tojson(ensure_ascii=true)", "tojson(sort_keys=true)"):
