@@ -6,12 +6,13 @@ The demo, the benchmarks and the integration tests all start their mesh here.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from mesh.demo.processes import Child, Event, children, command
 from mesh.demo.splitting import Share, shares
+from mesh.layers import LayerRange
 from mesh.weights.manifest import Manifest
 
 START_SECONDS = 120.0  # generous: a cold disk and an old laptop
@@ -28,6 +29,7 @@ class LocalMesh:
     coordinator: Child
     seeder: Child
     nodes: tuple[Child, ...]  # in the order of their layers
+    start_spare: Callable[[str, LayerRange, int], Awaitable[Child]]  # name, layers, bytes of memory
 
 
 @contextlib.asynccontextmanager
@@ -66,7 +68,20 @@ async def local_mesh(
             await nodes[-1].event("reserved", within_seconds=START_SECONDS)
         for node in nodes:
             await node.event("ready", within_seconds=FETCH_SECONDS)
-        yield LocalMesh(f"http://{listening['http']}", grpc, token, coordinator, seeder, tuple(nodes))
+
+        async def start_spare(name: str, layers: LayerRange, memory_bytes: int) -> Child:
+            """With half the KV cache: routes prefer the others as long as they live."""
+            share = Share(memory_bytes, layers)
+            return await start(  # type: ignore[no-any-return]
+                name,
+                node_command(
+                    grpc, token, name, scratch / name, manifest, share, max(kv_tokens // 2, 16), engine
+                ),
+            )
+
+        yield LocalMesh(
+            f"http://{listening['http']}", grpc, token, coordinator, seeder, tuple(nodes), start_spare
+        )
 
 
 def coordinator_command(release: Path, trust: Path, data: Path) -> list[str]:

@@ -20,7 +20,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 async def start_demo(checkpoint: Path, cache: Path) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        command("mesh"), "demo", "--model", str(checkpoint), "--nodes", "3", "--max-tokens", "12", "--kv-tokens", "256",
+        command("mesh"), "demo", "--model", str(checkpoint), "--nodes", "3", "--max-tokens", "160", "--kv-tokens", "1024",
         env={**os.environ, "XDG_CACHE_HOME": str(cache)},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -50,6 +50,8 @@ async def test_demo_runs_any_supported_model_and_proves_the_answer(checkpoint: P
     assert "→" in text
     assert "equal" in text
     assert "tokens/s" in text
+    assert "node-b killed" in text
+    assert "although node-b was killed, the longest pause was" in text
     assert processes_naming(tmp_path) == []
     assert list((tmp_path / "llama-mesh").iterdir()) == []
 
