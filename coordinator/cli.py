@@ -119,6 +119,12 @@ def create(
         str | None,
         typer.Option(help="How long it lets nodes in, e.g. 24h or 30d. Default: until it is revoked."),
     ] = None,
+    tracker: Annotated[
+        bool,
+        typer.Option(
+            "--tracker", help="Make an announce URL for BitTorrent clients instead; nobody can join with it."
+        ),
+    ] = False,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
@@ -127,7 +133,7 @@ def create(
     import json
 
     from coordinator.data_directory import read_listening
-    from coordinator.join_tokens import create_token
+    from coordinator.join_tokens import create_passkey, create_token
     from coordinator.state import open_state
     from mesh.clock import SystemClock
 
@@ -139,6 +145,15 @@ def create(
         async with open_state(directory) as state:
             return await create_token(state, bytes.fromhex(listening.trust_digest), label, now, expires)
 
+    async def make_passkey() -> str:
+        async with open_state(directory) as state:
+            return await create_passkey(state, label, now, expires)
+
+    if tracker:
+        announce = f"http://{listening.http}/announce/{asyncio.run(make_passkey())}"
+        value = {"schema": "mesh.tracker/1", "announce": announce, "expires": expires}
+        typer.echo(json.dumps(value) if as_json else announce)
+        return
     made = asyncio.run(make())
     if as_json:
         value = {

@@ -25,6 +25,7 @@ from coordinator.served_catalog import ServedCatalog
 from coordinator.servers import serving_clients, serving_grpc
 from coordinator.service import CoordinatorService
 from coordinator.state import StateStore, open_state
+from coordinator.tracker import Tracker
 from coordinator.verified_release import host, verify
 from mesh.clock import Clock, SystemClock
 from mesh.errors import MeshError
@@ -101,7 +102,7 @@ async def _serve(
                 hosting.health,
             )
         )
-        app = create_app(hosting, hosting.health, callers)
+        app = create_app(hosting, hosting.health, callers, Tracker(hosting, state, clock))
         clients, http = await stack.enter_async_context(serving_clients(config.http, app, end_answers))
         first = hosting.all[0]
         listening = Listening(

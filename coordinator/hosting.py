@@ -56,6 +56,12 @@ class Hosting(Mapping[str, ServedModel]):
     def all(self) -> tuple[Hosted, ...]:
         return tuple(self._hosted.values())
 
+    # -- for BitTorrent clients
+
+    @property
+    def tracked(self) -> list[tuple[bytes, Membership]]:
+        return [(hosted.offered.envelope, hosted.membership) for hosted in self._hosted.values()]
+
     # -- for clients
 
     def __getitem__(self, name: str) -> ServedModel:

@@ -24,6 +24,7 @@ from mesh.layers import LayerRange
 LEASE_SECONDS = 10.0  # a node renews three times as often; a dead one stays in routes for no longer than this
 OFFER_SECONDS = 600.0  # a volunteer may think about the plan
 MAX_PEERS_TOLD = 200
+MAX_ANNOUNCED = 4096  # peers that are no nodes
 
 # What a heartbeat may say, by what the one before said. Heartbeats are samples: a quick state may never be seen, but
 # no node goes back. (h11's rule: whatever is not in the table is refused and changes nothing.)
@@ -169,9 +170,17 @@ class Membership:
         del self._nodes[node_id]
         return (Change(ChangeKind.LEFT, node),)
 
-    def announce(self, peer_id: str, endpoint: Endpoint, now: float) -> None:
-        """A seeder says where it listens, or says it again."""
-        self._seeders[peer_id] = _Seeder(endpoint, now + self.lease_seconds)
+    def announce(self, peer_id: str, endpoint: Endpoint, now: float, seconds: float | None = None) -> None:
+        """A peer that is no node says where it listens, or says it again; for ``seconds``, or one lease.
+
+        Raises Temporary when there are too many: memory is bounded, whoever is announcing.
+        """
+        if peer_id not in self._seeders and len(self._seeders) >= MAX_ANNOUNCED:
+            raise Temporary(f"{MAX_ANNOUNCED} peers have announced themselves; try again later")
+        self._seeders[peer_id] = _Seeder(endpoint, now + (seconds or self.lease_seconds))
+
+    def withdraw_peer(self, peer_id: str) -> None:
+        self._seeders.pop(peer_id, None)
 
     def expire(self, now: float) -> tuple[Change, ...]:
         """Forget whoever's lease has ended."""

@@ -35,6 +35,7 @@ from coordinator.api.fields import AnswerFields
 from coordinator.api.gate import Gate
 from coordinator.api.middleware import BodyLimit, RequestId
 from coordinator.api.text_tools import text_routes
+from coordinator.api.tracker_route import tracker_routes
 from coordinator.calling import with_calls
 from coordinator.generation import GenerationRequest, generate_all
 from coordinator.grammar import GrammarCompiler
@@ -42,11 +43,15 @@ from coordinator.per_release import PerRelease
 from coordinator.probing import Probe, ProbeOutcome
 from coordinator.serving import MeshHealth, ModelHealth, ServedModel
 from coordinator.tools.reading import CallReader
+from coordinator.tracker import Tracker
 from mesh.errors import MeshError, RequestRefused
 
 
 def create_app(
-    models: Mapping[str, ServedModel], health: Callable[[], MeshHealth], callers: Callers | None = None
+    models: Mapping[str, ServedModel],
+    health: Callable[[], MeshHealth],
+    callers: Callers | None = None,
+    tracker: Tracker | None = None,
 ) -> FastAPI:
     """``models`` by the name clients ask for, in the order they are listed, read anew for every request: models come
     and go. ``health`` is asked every time.
@@ -147,6 +152,8 @@ def create_app(
         return _find(models, next(usable, "") if name is None else name, request)
 
     app.include_router(text_routes(find_or_first))
+    if tracker is not None:
+        app.include_router(tracker_routes(tracker))
     return app
 
 

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 OPEN_PATHS = frozenset(
     {"/health", "/v1/health", "/livez", "/readyz"}
 )  # for load balancers; they say no secrets
+TRACKER_PREFIX = "/announce/"  # BitTorrent clients bring a passkey instead
 # Each keeps stages busy for as long as it runs; the rest is answered at once.
 GENERATING_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
 
@@ -31,7 +32,7 @@ class Gate:
         self._app, self._callers, self._clock = app, callers, callers.clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or _is_tracker(scope):
             await self._app(scope, receive, send)
             return
         is_stream = scope["method"] == "POST" and scope["path"] in GENERATING_PATHS
@@ -72,6 +73,10 @@ class Gate:
             },
         )
         await failure.response(scope)(scope, receive, send)
+
+
+def _is_tracker(scope: Scope) -> bool:
+    return scope["type"] == "http" and str(scope["path"]).startswith(TRACKER_PREFIX)
 
 
 def _key(headers: Headers) -> str | None:
