@@ -32,6 +32,7 @@ MIB = 1 << 20
 NUM_LEECHERS = 6
 # What a bare script needs to run on loopback at all; everything else is libtorrent's default.
 BARE = {
+    "alert_mask": lt.alert_category.storage,
     "enable_dht": False,
     "enable_lsd": False,
     "enable_upnp": False,
@@ -82,8 +83,16 @@ def leech_bare(directory: Path, save_path: Path, *, tuned: bool) -> None:
         handle.connect_peer(("127.0.0.1", port))
     while not (status := handle.status()).is_finished:
         time.sleep(0.02)
+    _flush(session, handle)
     print(json.dumps([time.time(), status.total_payload_download]), flush=True)
     sys.stdin.readline()
+
+
+def _flush(session: Any, handle: Any) -> None:
+    """ "Finished" comes before the bytes are in the files; ours waits for them, so the bare script does, too."""
+    handle.flush_cache()
+    while not any(isinstance(alert, lt.cache_flushed_alert) for alert in session.pop_alerts()):
+        session.wait_for_alert(1000)
 
 
 def _params(directory: Path, save_path: Path) -> Any:

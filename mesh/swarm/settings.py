@@ -14,8 +14,11 @@ from mesh.errors import UsageError
 from mesh.swarm.addresses import Profile, choose_profile
 
 # Bits of the alert mask: what the session acts on, and nothing that comes per block or per peer message.
-_ALERTS = lt.alert_category.error | lt.alert_category.status | lt.alert_category.storage
+_ALERTS = (
+    lt.alert_category.error | lt.alert_category.status | lt.alert_category.storage | lt.alert_category.peer
+)
 
+MAX_QUEUED_BYTES = 8 << 20  # received and not yet on the disk
 _EVERYWHERE = (("0.0.0.0", "255.255.255.255"), ("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"))
 
 
@@ -122,7 +125,7 @@ def open_libtorrent(settings: SwarmSettings, port: int) -> lt.session:
         "unchoke_slots_limit": -1,
         # What a kill may cost, and memory that belongs to the model. 4 MiB to 256 MiB are equally fast, but with 256
         # nothing at all is written for the first second.
-        "max_queued_disk_bytes": 8 << 20,
+        "max_queued_disk_bytes": MAX_QUEUED_BYTES,
         "aio_threads": 4,
         "hashing_threads": 2,
         "file_pool_size": 500,

@@ -233,6 +233,12 @@ class SwarmTorrent:
                 self._fail(self._disk_error(alert.filename(), alert.error.value(), alert.error.message()))
             case lt.torrent_error_alert():
                 self._fail(MeshError(f"torrent stopped: {alert.error.message()}"))
+            case lt.peer_ban_alert():
+                host, port = alert.endpoint
+                logger.warning(
+                    "peer sent bytes that fail their hash check and is dropped",
+                    extra={"host": host, "port": port},
+                )
             case lt.hash_failed_alert():
                 logger.warning(
                     "piece failed its hash check and was thrown away", extra={"piece": alert.piece_index}

@@ -67,7 +67,9 @@ async def test_peers_that_appear_later_are_dialled(pristine: SyntheticRelease, t
     assert_equal(report, pristine)
 
 
-async def test_good_seeder_makes_up_for_a_corrupt_one(pristine: SyntheticRelease, tmp_path: Path) -> None:
+async def test_good_seeder_makes_up_for_a_corrupt_one(
+    pristine: SyntheticRelease, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     rotten = write_release(tmp_path / "rotten", SIZES)
     wanted = some(pristine, 0, 2)
     known: list[tuple[str, int]] = []
@@ -86,6 +88,8 @@ async def test_good_seeder_makes_up_for_a_corrupt_one(pristine: SyntheticRelease
 
     assert_equal(report, pristine)
     assert report.failed_bytes > 0
+    dropped = [record.__dict__["port"] for record in caplog.records if "is dropped" in record.message]
+    assert dropped == [bad.endpoint[1]]  # named, once; the good one is not
 
 
 async def test_shards_of_the_store_are_linked_and_not_fetched_again(
@@ -196,3 +200,25 @@ async def test_loopback_is_fast(tmp_path: Path) -> None:
         )
 
     assert report.payload_bytes / report.seconds > 40e6
+
+
+async def test_a_fine_tune_fetches_only_what_it_does_not_share(tmp_path: Path) -> None:
+    sizes = (200 * KIB, 300 * KIB, 250 * KIB, 120 * KIB, 90 * KIB)
+    base = write_release(tmp_path / "base", sizes)
+    tuned = write_release(tmp_path / "tuned", (*sizes[:3], 130 * KIB, 95 * KIB))  # of the same name, even
+    store = ShardStore(tmp_path / "store")
+    async with seeding(base) as first, seeding(tuned) as second, SwarmSession() as node:
+        for release, seeder in ((base, first), (tuned, second)):
+            report = await fetch(
+                node,
+                release.torrent,
+                release.manifest,
+                release.manifest.shards,
+                tmp_path / release.manifest.release_id,
+                lambda seeder=seeder: [seeder.endpoint],
+                store=store,
+            )
+            assert_equal(report, release)
+
+    assert report.payload_bytes == sum(ref.size for ref in tuned.manifest.shards[3:])
+    assert store.held() == {ref.root for release in (base, tuned) for ref in release.manifest.shards}
