@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -67,6 +68,27 @@ async def test_eos_as_the_very_last_token_is_a_stop() -> None:
     _, finish = await answer(FakePipeline([*b"ab", EOS]), request(max_tokens=3))
     assert finish.reason == "stop"
     assert finish.usage.completion_tokens == 3
+
+
+async def test_special_tokens_leave_their_names_only_if_they_are_asked_for() -> None:
+    script = [*b"a", 257, *b"\xc3", 257, *b"b", EOS]
+    hidden, _ = await answer(FakePipeline(script))
+    assert "<|im_start|>" not in hidden
+    shown, _ = await answer(FakePipeline(script), dataclasses.replace(request(), shown=frozenset({257})))
+    assert shown == "a<|im_start|>\ufffd<|im_start|>b"  # in their place, behind what was held back
+
+
+async def test_before_the_least_number_of_tokens_no_stop_string_counts() -> None:
+    wanted = dataclasses.replace(request(stop=("b",)), min_tokens=4)
+    text, finish = await answer(FakePipeline(b"ababab"), wanted)
+    assert (text, finish.stop_string, finish.usage.completion_tokens) == ("aba", "b", 4)
+
+
+async def test_more_tokens_than_the_context_leaves_are_cut_where_the_client_wants_that() -> None:
+    wanted = dataclasses.replace(request(max_tokens=100_000), is_shortened=True)
+    _, finish = await answer(FakePipeline(b"x" * 1000), wanted)
+    assert finish.usage.prompt_tokens + finish.usage.completion_tokens == 512
+    assert (finish.reason, finish.fills_context) == ("length", True)
 
 
 async def test_a_code_point_is_never_split() -> None:
