@@ -41,7 +41,10 @@ def announcement(secret: bytes, release_id: str, host: str, port: int) -> coordi
 
 
 async def keep_announced(
-    target: str, request: coordinator_pb2.AnnounceRequest, say: Callable[[str], None]
+    target: str,
+    request: coordinator_pb2.AnnounceRequest,
+    say: Callable[[str], None],
+    on_peers: Callable[[list[tuple[str, int]]], None] = lambda peers: None,
 ) -> None:
     """Announce until cancelled; ``say`` gets one line whenever things change. Raises NotAuthorised."""
     retries = retry_delays()
@@ -53,6 +56,7 @@ async def keep_announced(
                 stub = coordinator_pb2_grpc.CoordinatorStub(channel)
                 while True:
                     reply = await stub.Announce(request, timeout=CALL_SECONDS)
+                    on_peers([(peer.host, peer.port) for peer in reply.peers])
                     if not is_announced:
                         say(f"announced to the coordinator at {target}")
                     is_announced, said, retries = True, "", retry_delays()

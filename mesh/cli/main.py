@@ -22,6 +22,7 @@ COMMANDS = {
     "show": "Say what a release is and who signed it.",
     "verify": "Check every byte of a release, offline.",
     "seed": "Offer a release to the swarm.",
+    "pull": "Fetch a release from peers and web seeds.",
     "ls": "List the releases that this machine keeps.",
     "rm": "Forget a release and the shards only it names.",
     "gc": "Give disk back: what no release names, then what exceeds the quota.",

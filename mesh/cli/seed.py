@@ -8,6 +8,17 @@ from typing import Annotated
 import typer
 
 from mesh.cli.believing import CatalogOption, believed_keys
+from mesh.cli.swarm_options import (
+    DhtBootstrap,
+    Lsd,
+    MaxDownload,
+    MaxUpload,
+    ProfileOption,
+    SwarmOptions,
+    Upnp,
+    WebSeedOption,
+)
+from mesh.swarm.addresses import Profile
 
 
 def seed(
@@ -21,12 +32,20 @@ def seed(
     ] = None,
     catalog: CatalogOption = None,
     listen: Annotated[
-        str,
-        typer.Option(envvar="MESH_LISTEN", help="HOST:PORT for BitTorrent peers; port 0 picks a free one."),
-    ] = "127.0.0.1:0",
-    max_upload: Annotated[
-        str | None, typer.Option(envvar="MESH_MAX_UPLOAD", help="Upload at most this much, e.g. 2MB/s.")
+        str | None,
+        typer.Option(
+            envvar="MESH_LISTEN",
+            help="HOST:PORT for BitTorrent peers. Default: this machine, or everywhere with --dht, --lsd or --upnp.",
+        ),
     ] = None,
+    max_upload: MaxUpload = None,
+    max_download: MaxDownload = None,
+    profile: ProfileOption = Profile.AUTO,
+    dht: Annotated[bool, typer.Option("--dht", help="Be found in the DHT. Open releases only.")] = False,
+    lsd: Lsd = False,
+    upnp: Upnp = False,
+    dht_bootstrap: DhtBootstrap = None,
+    web_seed: WebSeedOption = None,
     coordinator: Annotated[
         str | None, typer.Option(envvar="MESH_COORDINATOR", help="HOST:PORT of a coordinator to announce to.")
     ] = None,
@@ -42,17 +61,20 @@ def seed(
     """Check a release's signature and every byte of it, then upload it to whoever asks."""
     from mesh.cli.seeding import Announcing, run_seeder
     from mesh.errors import UsageError
-    from mesh.sizes import parse_size
-    from mesh.swarm.settings import SwarmSettings
+    from mesh.swarm.addresses import web_seed_url
     from mesh.token import JoinToken
     from mesh.weights.release import Release
-    from mesh.wire.channel import format_endpoint, is_loopback, parse_endpoint, require_loopback
+    from mesh.wire.channel import format_endpoint, is_loopback, parse_endpoint
 
-    host, port = parse_endpoint(listen, what="--listen")
-    require_loopback(host, what="--listen", insecure=insecure)
-    if not is_loopback(host):
+    release = Release.open(directory, believed_keys(directory, trust, catalog))
+    options = SwarmOptions(
+        listen, max_upload, max_download, profile, dht, lsd, upnp, tuple(dht_bootstrap or ()), insecure
+    )
+    settings = options.settings(is_open=not release.manifest.torrent.private)
+    if release.manifest.torrent.private and not is_loopback(settings.listen_host):
         typer.echo(
-            f"WARNING: --insecure: whoever can reach {host} can download this release, and see who does",
+            f"WARNING: --insecure: whoever can reach {settings.listen_host} can download this release,"
+            " and see who does",
             err=True,
         )
     announcing = None
@@ -61,10 +83,5 @@ def seed(
             raise UsageError("--coordinator needs --token; the coordinator printed it when it started")
         target = format_endpoint(*parse_endpoint(coordinator, what="--coordinator"))
         announcing = Announcing(target, JoinToken.parse(token))
-    settings = SwarmSettings(
-        listen_host="127.0.0.1" if host == "localhost" else host,
-        port=port,
-        max_upload_bytes_per_second=None if max_upload is None else parse_size(max_upload.removesuffix("/s")),
-    )
-    release = Release.open(directory, believed_keys(directory, trust, catalog))
-    return run_seeder(release, settings, announcing, json_events=json_events)
+    urls = tuple(web_seed_url(url) for url in web_seed or ())
+    return run_seeder(release, settings, announcing, urls, json_events=json_events)

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import typer
 
 from mesh.cli.announcing import address_towards, announcement, keep_announced
+from mesh.cli.transfers import TransferView
 from mesh.sizes import format_size
 from mesh.stopping import run_until_signal
+from mesh.swarm.companion import Companion, magnet_of, seed_companion
 from mesh.swarm.fetching import seed
+from mesh.swarm.metainfo import check_torrent
 from mesh.swarm.session import SwarmSession, SwarmSettings
 from mesh.swarm.torrent import Peer, SwarmTorrent
 from mesh.swarm.twins import seed_twins
 from mesh.token import JoinToken
 from mesh.weights.release import Release
-from mesh.wire.channel import format_endpoint
+from mesh.wire.channel import format_endpoint, is_loopback
 
 REPORT_SECONDS = 10.0
+VIEW_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,30 +39,44 @@ class Announcing:
 
 
 def run_seeder(
-    release: Release, settings: SwarmSettings, announcing: Announcing | None, *, json_events: bool
+    release: Release,
+    settings: SwarmSettings,
+    announcing: Announcing | None,
+    web_seeds: Sequence[str] = (),
+    *,
+    json_events: bool,
 ) -> int | None:
     """Returns 128 plus the number of the signal that ended it. Raises MeshError."""
-    return run_until_signal(_seed(release, settings, announcing, json_events))
+    return run_until_signal(_seed(release, settings, announcing, web_seeds, json_events))
 
 
 async def _seed(
-    release: Release, settings: SwarmSettings, announcing: Announcing | None, json_events: bool
+    release: Release,
+    settings: SwarmSettings,
+    announcing: Announcing | None,
+    web_seeds: Sequence[str],
+    json_events: bool,
 ) -> None:
-    async with SwarmSession(settings) as session:
-        torrent = await seed(session, release.torrent, release.manifest, release.directory)
-        await seed_twins(session, release)
-        _say_seeding(release, session.endpoint, json_events)
-        duties = [_report_uploads(torrent)]
-        if announcing is not None:
-            duties.append(_announce(release, session, announcing))
-        # Each lasts until it is cancelled; one that fails ends the other.
-        tasks = [asyncio.create_task(duty) for duty in duties]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+    manifest = release.manifest
+    with tempfile.TemporaryDirectory(prefix="mesh-seed-") as scratch, TransferView(manifest.name) as view:
+        async with SwarmSession(settings) as session:
+            torrent = await seed(session, release.torrent, manifest, release.directory)
+            await seed_twins(session, release)
+            if not manifest.torrent.private:
+                # Whoever has only the magnet link gets the signed manifest from us, too.
+                await seed_companion(session, Companion.of(release.envelope, release.torrent), Path(scratch))
+            _say_seeding(release, session.endpoint, web_seeds, json_events)
+            duties = [report_uploads(torrent, view, manifest.total_bytes)]
+            if announcing is not None:
+                duties.append(_announce(release, session, announcing))
+            # Each lasts until it is cancelled; one that fails ends the other.
+            tasks = [asyncio.create_task(duty) for duty in duties]
+            try:
+                await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _announce(release: Release, session: SwarmSession, announcing: Announcing) -> None:
@@ -65,19 +87,27 @@ async def _announce(release: Release, session: SwarmSession, announcing: Announc
     await keep_announced(announcing.target, request, lambda line: typer.echo(line, err=True))
 
 
-async def _report_uploads(torrent: SwarmTorrent) -> None:
-    """A line on stderr when bytes have left since the last one."""
-    reported = 0
+async def report_uploads(torrent: SwarmTorrent, view: TransferView, total_bytes: int) -> None:
+    """A line that changes where somebody watches; else one on stderr when bytes have left since the last."""
+    reported, said_at = 0, time.monotonic()
     while True:
-        await asyncio.sleep(REPORT_SECONDS)
+        await asyncio.sleep(VIEW_SECONDS)
         status = await torrent.status()
+        view.seeding(status.upload_rate, status.uploaded_bytes, status.num_peers, total_bytes)
+        if view.is_watched or time.monotonic() - said_at < REPORT_SECONDS:
+            continue
+        said_at = time.monotonic()
         if status.uploaded_bytes != reported:
             reported = status.uploaded_bytes
             typer.echo(f"uploaded {format_size(reported)}, {status.num_peers} peers connected", err=True)
 
 
-def _say_seeding(release: Release, endpoint: Peer, json_events: bool) -> None:
+def _say_seeding(release: Release, endpoint: Peer, web_seeds: Sequence[str], json_events: bool) -> None:
     manifest, listen = release.manifest, format_endpoint(*endpoint)
+    urls = dict.fromkeys((*web_seeds, *check_torrent(release.torrent, manifest)))
+    # An address that only this machine knows is no use in a link.
+    peers = () if is_loopback(endpoint[0]) or endpoint[0] in ("0.0.0.0", "::") else (endpoint,)
+    magnet = magnet_of(manifest, release.envelope, release.torrent, tuple(urls), peers)
     if json_events:
         event = {
             "event": "seeding",
@@ -86,6 +116,7 @@ def _say_seeding(release: Release, endpoint: Peer, json_events: bool) -> None:
             "release_id": manifest.release_id,
             "name": manifest.name,
             "bytes": manifest.total_bytes,
+            "magnet": None if magnet is None else str(magnet),
         }
         typer.echo(json.dumps(event))
     else:
@@ -93,3 +124,5 @@ def _say_seeding(release: Release, endpoint: Peer, json_events: bool) -> None:
             f"seeding {manifest.name} ({format_size(manifest.total_bytes)}) on {listen},"
             f" infohash {manifest.torrent.infohash}"
         )
+        if magnet is not None:
+            typer.echo(f"  {magnet}")

@@ -42,10 +42,12 @@ class Release:
         if not directory.is_dir():
             raise NotFound(f"release {directory}: no such directory; `mesh pack` makes one")
         envelope = read_envelope(directory / MANIFEST_FILE)
-        torrent = _read(directory / TORRENT_FILE, MAX_TORRENT_BYTES)
+        torrent = read_bounded(directory / TORRENT_FILE, MAX_TORRENT_BYTES)
         manifest = open_manifest(envelope, trust)
         twins = directory / TWIN_TORRENT_FILE
-        twin_torrent = _read(twins, MAX_TORRENT_BYTES) if manifest.encodings and twins.is_file() else None
+        twin_torrent = (
+            read_bounded(twins, MAX_TORRENT_BYTES) if manifest.encodings and twins.is_file() else None
+        )
         return cls(directory, manifest, envelope, torrent, twin_torrent)
 
     def shard_path(self, ref: ShardRef) -> Path:
@@ -73,10 +75,11 @@ class Release:
 
 def read_envelope(path: Path) -> bytes:
     """The bytes of a manifest's envelope, nothing believed yet. Raises NotFound or IntegrityError."""
-    return _read(path, MAX_ENVELOPE_BYTES)
+    return read_bounded(path, MAX_ENVELOPE_BYTES)
 
 
-def _read(path: Path, max_bytes: int) -> bytes:
+def read_bounded(path: Path, max_bytes: int) -> bytes:
+    """Raises NotFound, or IntegrityError for a file that is too large to be what it should."""
     if not path.is_file():
         raise NotFound(f"{path} does not exist; is {path.parent} a release that `mesh pack` wrote?")
     with path.open("rb") as file:
