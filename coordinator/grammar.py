@@ -15,7 +15,7 @@ from llguidance import LLMatcher, LLTokenizer
 from llguidance.gbnf_to_lark import any_to_lark
 
 from coordinator.token_pipeline import TokenMasks
-from mesh.errors import MeshError, RequestRefused
+from mesh.errors import RequestRefused
 from mesh.model.tokenizer import Tokenizer
 
 MAX_GRAMMAR_BYTES = 256 * 1024
@@ -23,23 +23,24 @@ MAX_GRAMMAR_BYTES = 256 * 1024
 SCHEMA_OPTIONS: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
-class GrammarFailed(MeshError):
-    """A mask that could not be computed, for example within the library's bounds of work."""
+class GrammarFailed(RequestRefused):
+    """A mask that could not be computed within the library's bounds of work, which only an answer under way shows."""
 
 
 class Grammar:
     """A compiled grammar; every answer follows it with masks of its own."""
 
-    def __init__(self, tokenizer: LLTokenizer, grammar: str) -> None:
-        self._tokenizer, self._grammar = tokenizer, grammar
+    def __init__(self, tokenizer: LLTokenizer, grammar: str, param: str) -> None:
+        self._tokenizer, self._grammar, self._param = tokenizer, grammar, param
 
     def masks(self) -> TokenMasks:
-        return _Masks(LLMatcher(self._tokenizer, self._grammar, log_level=0), self._tokenizer.vocab_size)
+        matcher = LLMatcher(self._tokenizer, self._grammar, log_level=0)
+        return _Masks(matcher, self._tokenizer.vocab_size, self._param)
 
 
 class _Masks:
-    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: LLMatcher, vocab_size: int, param: str) -> None:
+        self._matcher, self._param = matcher, param
         self._mask_bytes = (vocab_size + 31) // 32 * 4  # whole words; the library may add one more
 
     def accept(self, token_id: int) -> None:
@@ -48,7 +49,10 @@ class _Masks:
     async def next(self) -> bytes:
         mask = await asyncio.to_thread(self._matcher.compute_bitmask)
         if self._matcher.is_error():
-            raise GrammarFailed(f"the answer's grammar: {self._matcher.get_error().splitlines()[0][:200]}")
+            reason = self._matcher.get_error().splitlines()[0][:200]
+            raise GrammarFailed(
+                f"{self._param}: the answer cannot be held to it: {reason}", param=self._param
+            )
         return mask[: self._mask_bytes]
 
 
@@ -82,7 +86,7 @@ class GrammarCompiler:
         """Lark as llguidance writes it, or the GBNF of llama.cpp. Raises RequestRefused."""
         _check_size(text, "a grammar", param)
         try:
-            lark = any_to_lark(text)
+            lark = await asyncio.to_thread(any_to_lark, text)
         except Exception as exc:  # the library's reader of GBNF raises whatever it stumbles over
             raise RequestRefused(
                 f"{param}: neither Lark nor GBNF: {' '.join(str(exc).split())[:300]}", param=param
@@ -108,7 +112,7 @@ class GrammarCompiler:
             raise RequestRefused(f"{param}: {' '.join(str(exc).split())[:300]}", param=param) from exc
         if is_error:
             raise RequestRefused(f"{param}: {' '.join(told[0].split())[:300]}", param=param)
-        return Grammar(tokenizer, grammar)
+        return Grammar(tokenizer, grammar, param)
 
     def _read(self) -> LLTokenizer:
         return LLTokenizer(self._source.to_json(), n_vocab=self._vocab_size, eos_token=list(self._eos_ids))

@@ -182,6 +182,16 @@ async def test_greedy_takes_the_likeliest_of_what_is_allowed() -> None:
     )  # the model's own: it would have said something else
 
 
+async def test_a_grammar_that_is_too_much_work_is_the_clients_fault_and_leaves_nothing_behind() -> None:
+    async with mesh_client(2) as (client, served):
+        with pytest.raises(openai.BadRequestError) as seen:
+            await client.chat.completions.create(
+                model="tiny", messages=HELLO, max_tokens=20, extra_body={"guided_regex": "(a{1000}){1000}"}
+            )
+        assert seen.value.param == "guided_regex"
+        assert all(each.budget.free_tokens == each.budget.total_tokens for each in served)
+
+
 def nested(depth: int) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": "object"}
     for _ in range(depth):
