@@ -32,7 +32,7 @@ class CoordinatorConfig:
         if not is_loopback(self.http[0]) and not (self.has_api_keys or self.insecure):
             raise UsageError(
                 f"--listen {self.http[0]}: without an API key only loopback is allowed, or whoever reaches it may ask; "
-                "make one with: mesh-coordinator key create"
+                "make one with mesh-coordinator key create, or pass --insecure inside a network you alone control"
             )
         require_loopback(self.grpc[0], what="--grpc", insecure=self.insecure)
         if is_wildcard(self.grpc[0]) and self.advertise is None:

@@ -13,6 +13,7 @@ if at every place the token is its choice, then by induction it would have writt
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -47,13 +48,15 @@ def greedy_reference(
     """What the reference itself writes, end tokens or not, and the logits ``[N, V]`` it chose from."""
     tokens: list[int] = []
     rows: list[torch.Tensor] = []
+    # transformers 5.24 calls it so; the name before still works, with a warning.
+    cache = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     answer = model(torch.tensor([prompt_ids]), use_cache=True, logits_to_keep=1)
     while True:
         rows.append(answer.logits[0, -1])
         tokens.append(int(rows[-1].argmax()))
         if len(tokens) == num_tokens:
             return tokens, torch.stack(rows)
-        answer = model(torch.tensor([tokens[-1:]]), past_key_values=answer.past_key_values, use_cache=True)
+        answer = model(torch.tensor([tokens[-1:]]), use_cache=True, **{cache: getattr(answer, cache)})
 
 
 def assert_greedy_agrees(tokens: Sequence[int], logits: torch.Tensor) -> None:
