@@ -51,6 +51,7 @@ from mesh.weights.signing import PrivateKey, sign_manifest
 from mesh.weights.small_files import Terms
 from mesh.weights.source_digest import METHOD, files_digest, model_digest
 from mesh.weights.unfinished import Wish, unfinished
+from mesh.weights.v1_pieces import V1PieceHasher
 
 Kind = Literal["model", "files"]
 
@@ -76,6 +77,9 @@ def pack_release(
     notice: bytes | None = None,
     policy: bytes | None = None,
     copy: bool = False,
+    private: bool = False,
+    hybrid: bool = False,
+    web_seeds: Sequence[str] = (),
     say: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Write the release to ``out``, a directory that does not exist or is empty.
@@ -83,7 +87,8 @@ def pack_release(
     ``license_text`` may be None for a bundled license or one that lies beside the weights; ``notice`` and ``policy`` are
     taken from there too. ``created`` is RFC 3339 in UTC; else SOURCE_DATE_EPOCH, else now. ``quantize`` is one of
     ``quantize.KINDS``; the manifest says so. Files are linked into the release unless ``copy``. ``say`` gets a line when an
-    interrupted run is gone on with, or can be.
+    interrupted run is gone on with, or can be. A licence that has to be accepted makes the torrent private; ``private``
+    forces it. ``hybrid`` adds v1 hashes, ``web_seeds`` go into the .torrent.
 
     Raises UsageError, CheckpointUnsupported, NotFound, NotEnoughDisk. Nothing is left behind but what is worth going on
     from (``unfinished.py``).
@@ -99,7 +104,11 @@ def pack_release(
         if kind == "files"
         else _model_draft(source, quantize, encode, terms)
     )
-    draft = replace(draft, name=draft.name if name is None else name)
+    draft = replace(
+        draft,
+        name=draft.name if name is None else name,
+        private=private or draft.license.acceptance_required,
+    )
     begun = created if created is not None else creation_time(os.environ, time.time())
     draft.check(begun)
     wish: Wish = {
@@ -130,9 +139,13 @@ def pack_release(
         digest = draft.source_digest(shards, written, count)
         if _stamp(draft.source_files) != wish["source"]:
             raise UsageError(f"{source} changed while it was packed; pack it again")
-        manifest = draft.manifest(shards, digest, release.created, list(twins))
+        pieces = _v1_pieces(release.files, shards, draft.piece_length) if hybrid else None
+        manifest = draft.manifest(shards, digest, release.created, list(twins), pieces)
         layers = {shard.root: shard.piece_layer for shard in written}
-        _write(release.directory / TORRENT_FILE, metainfo.build_torrent(metainfo.info_of(manifest), layers))
+        _write(
+            release.directory / TORRENT_FILE,
+            metainfo.build_torrent(metainfo.info_of(manifest, pieces), layers, web_seeds),
+        )
         for encoding in manifest.encodings:
             _write(release.directory / TWIN_TORRENT_FILE, twin_torrent(encoding, twins))
         _write(release.directory / MANIFEST_FILE, sign_manifest(manifest, key))
@@ -168,6 +181,7 @@ class Draft:
     encode: bool
     source_files: tuple[Path, ...]
     carried: tuple[FileRange, ...]  # what of them is in the shards
+    private: bool = True  # peers from the coordinator alone
 
     @property
     def rest_bytes(self) -> int:
@@ -190,17 +204,22 @@ class Draft:
         return model_digest(self.source_files, self.carried, roots, count)
 
     def manifest(
-        self, shards: Sequence[ShardRef], source_digest: str, created: str, twins: Sequence[EncodedShard] = ()
+        self,
+        shards: Sequence[ShardRef],
+        source_digest: str,
+        created: str,
+        twins: Sequence[EncodedShard] = (),
+        v1_pieces: bytes | None = None,
     ) -> Manifest:
-        files = [metainfo.TorrentFile(ref.file, ref.size, bytes.fromhex(ref.root)) for ref in shards]
-        info = metainfo.build_info(self.name, self.piece_length, True, files)
+        info = metainfo.build_info(self.name, self.piece_length, self.private, _files(shards), v1_pieces)
+        hybrid = metainfo.hybrid_ref(info, v1_pieces) if v1_pieces is not None else None
         return Manifest(
             name=self.name,
             family="files" if self.model is None else "llama",
             model=self.model,
             quantization=self.quantization,
             shards=tuple(shards),
-            torrent=TorrentRef(self.name, self.piece_length, private=True, infohash=metainfo.infohash(info)),
+            torrent=TorrentRef(self.name, self.piece_length, self.private, metainfo.infohash(info), hybrid),
             license=self.license,
             provenance=Provenance(
                 self.source.absolute().name,
@@ -210,7 +229,7 @@ class Draft:
                 METHOD,
             ),
             created=created,
-            encodings=(encoding_of(self.name, PIECE_LENGTH, True, twins),) if twins else (),
+            encodings=(encoding_of(self.name, PIECE_LENGTH, self.private, twins),) if twins else (),
         )
 
     def check(self, created: str) -> None:
@@ -358,3 +377,20 @@ def _check_disk(out: Path, draft: Draft, kept: Mapping[str, WrittenShard], *, li
 def _write(path: Path, data: bytes) -> None:
     with naming_full_disk(path), path.open("xb") as file:
         file.write(data)
+
+
+def _files(shards: Sequence[ShardRef]) -> list[metainfo.TorrentFile]:
+    return [metainfo.TorrentFile(ref.file, ref.size, bytes.fromhex(ref.root)) for ref in shards]
+
+
+def _v1_pieces(directory: Path, shards: Sequence[ShardRef], piece_length: int) -> bytes:
+    """A pass of its own over the finished files: shards kept from an interrupted run have no v1 hashes."""
+
+    def pieces_of(file: metainfo.TorrentFile) -> bytes:
+        hasher, buffer = V1PieceHasher(piece_length), memoryview(bytearray(1 << 20))
+        with (directory / file.path).open("rb", buffering=0) as opened:
+            while read := opened.readinto(buffer):
+                hasher.update(buffer[:read])
+        return hasher.pieces()
+
+    return b"".join(on_all_cores(pieces_of, sorted(_files(shards), key=metainfo.v1_order)))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mesh.cli.swarm_options import WebSeedOption
+
 if TYPE_CHECKING:
     from mesh.weights.manifest import Manifest
 
@@ -74,6 +76,17 @@ def pack(
         Encoding | None,
         typer.Option(help="Also write smaller twins of float shards, for nodes on slow links."),
     ] = None,
+    private: Annotated[
+        bool,
+        typer.Option(
+            "--private", help="Peers from a coordinator alone. Default: where the licence has to be accepted."
+        ),
+    ] = False,
+    hybrid: Annotated[
+        bool,
+        typer.Option("--hybrid", help="Also for BitTorrent v1 clients; takes one more pass over the files."),
+    ] = False,
+    web_seed: WebSeedOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Turn a checkpoint into a signed release of content-addressed shards.
@@ -87,6 +100,7 @@ def pack(
     from mesh.errors import UsageError
     from mesh.publishing import pack_release
     from mesh.sizes import format_size
+    from mesh.swarm.addresses import web_seed_url
     from mesh.weights.keyring import find_key
 
     if kind is Kind.files and (quantize is not None or encode is not None):
@@ -105,6 +119,9 @@ def pack(
             policy=_text(policy_file, "policy"),
             kind=kind.value,
             copy=copy,
+            private=private,
+            hybrid=hybrid,
+            web_seeds=tuple(web_seed_url(url) for url in web_seed or ()),
             say=lambda line: typer.echo(line, err=True),
             key=signer,
             name=name,

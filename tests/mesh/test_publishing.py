@@ -58,7 +58,7 @@ def test_a_packed_release_verifies_and_says_what_it_is(tiny: Path, tmp_path: Pat
     assert (manifest.name, manifest.quantization, manifest.created) == ("tiny-llama", "F32", CREATED)
     assert manifest.license.id == "Apache-2.0"
     assert not manifest.license.acceptance_required
-    assert manifest.torrent.private
+    assert not manifest.torrent.private  # nobody has to accept this licence
 
 
 def test_libtorrent_agrees_with_infohash_and_files(tiny: Path, tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_libtorrent_agrees_with_infohash_and_files(tiny: Path, tmp_path: Path) -
     loaded = lt.load_torrent_file(str(tmp_path / "out" / "release.torrent"))
     assert str(loaded.info_hashes.v2) == manifest.torrent.infohash
     assert hashlib.sha256(info_of(manifest)).hexdigest() == manifest.torrent.infohash
-    assert loaded.ti.priv()
+    assert not loaded.ti.priv()
     assert loaded.ti.piece_length() == PIECE_LENGTH
     made = lt.create_torrent(
         lt.list_files(str(tmp_path / "out" / "tiny-llama")), PIECE_LENGTH, lt.create_torrent.v2_only
@@ -302,3 +302,24 @@ def test_the_real_model_packs_and_verifies(real_gguf: Path, tmp_path: Path) -> N
     assert (len(manifest.shards), manifest.quantization) == (33, "Q4_1")
     assert problems_of(Release.open(tmp_path / "out", TRUST)) == {}
     assert manifest.total_bytes < 1.01 * real_gguf.stat().st_size
+
+
+def test_hybrid_release_is_what_libtorrent_would_make_and_names_its_web_seed(
+    tiny: Path, tmp_path: Path
+) -> None:
+    manifest = pack(tiny, tmp_path / "out", hybrid=True, web_seeds=["https://seed.example/"])
+    torrent = (tmp_path / "out" / "release.torrent").read_bytes()
+    creator = lt.create_torrent(
+        lt.list_files(str(tmp_path / "out" / manifest.torrent.name)), manifest.torrent.piece_length, 0
+    )
+    lt.set_piece_hashes(creator, str(tmp_path / "out"))
+    expected = lt.load_torrent_buffer(lt.bencode(creator.generate())).info_hashes
+
+    assert check_torrent(torrent, manifest) == ("https://seed.example/",)
+    assert manifest.torrent.infohash == str(expected.v2)
+    assert manifest.torrent.hybrid is not None
+    assert manifest.torrent.hybrid.infohash_v1 == str(expected.v1)
+
+
+def test_open_release_is_private_only_when_that_is_asked_for(tiny: Path, tmp_path: Path) -> None:
+    assert pack(tiny, tmp_path / "out", private=True).torrent.private
