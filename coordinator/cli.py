@@ -261,6 +261,45 @@ def nodes(data: Data = None, as_json: Json = False) -> None:
         )
 
 
+@app.command()
+def licenses(data: Data = None, as_json: Json = False) -> None:
+    """List which node has accepted which licence; --json holds the signed records, to hand to a licensor."""
+    import asyncio
+    import json
+
+    from coordinator.state import open_state
+    from coordinator.state.acceptance_store import StoredAcceptance
+
+    directory = _existing(data)
+
+    async def read() -> list[StoredAcceptance]:
+        async with open_state(directory) as state:
+            return await state.acceptances()
+
+    found = asyncio.run(read())
+    if as_json:
+        rows = [
+            {
+                "node_id": stored.acceptance.node_id,
+                "license": stored.acceptance.license.id,
+                "release": stored.acceptance.release_name,
+                "release_id": stored.acceptance.release_id,
+                "accepted": stored.acceptance.accepted,
+                "received": stored.received,
+                "record": json.loads(stored.record),
+            }
+            for stored in found
+        ]
+        typer.echo(json.dumps({"schema": "mesh.acceptances/1", "acceptances": rows}))
+        return
+    for stored in found:
+        acceptance = stored.acceptance
+        typer.echo(
+            f"{acceptance.accepted}  {acceptance.license.id}  {acceptance.release_name} "
+            f"{acceptance.release_id[:16]}  {acceptance.node_id}"
+        )
+
+
 def _print_listening(listening: Listening, token: JoinToken | None) -> None:
     lines = [
         f"serving {listening.model}, release {listening.release[:16]}",

@@ -104,6 +104,12 @@ class Membership:
         """What was offered to it and not accepted is off."""
         self._offers.pop(node_id, None)
 
+    def check_known(self, node_id: str, incarnation: int, now: float) -> None:
+        """Raises NotFound or UsageError unless that process was offered layers or holds some."""
+        offer = self._offers.get(node_id)
+        if offer is None or offer.applicant.incarnation != incarnation or now >= offer.expires_at:
+            self._node(node_id, incarnation, now)
+
     def accept(
         self, node_id: str, incarnation: int, layers: LayerRange, memory_bytes: int, now: float
     ) -> tuple[Change, ...]:

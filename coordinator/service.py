@@ -20,6 +20,7 @@ import grpc.aio
 from coordinator.config import is_wildcard
 from coordinator.join_tokens import admit
 from coordinator.journal import Journal
+from coordinator.license_desk import LicenseDesk
 from coordinator.membership import Applicant, Membership
 from coordinator.placement import Capacity
 from coordinator.served_catalog import ServedCatalog
@@ -30,6 +31,8 @@ from mesh.architecture import LlamaConfig
 from mesh.clock import Clock
 from mesh.errors import MeshError, NotFound, UsageError
 from mesh.layers import LayerRange
+from mesh.weights.license_text import LicenseTexts
+from mesh.weights.manifest import Manifest
 from mesh.wire import common_pb2, coordinator_pb2, coordinator_pb2_grpc
 from mesh.wire.channel import parse_endpoint
 from mesh.wire.protocol import VERSION
@@ -48,13 +51,20 @@ Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
 class OfferedRelease:
     """What a newcomer is given to check, byte for byte as it was published."""
 
-    release_id: str
-    config: LlamaConfig
+    manifest: Manifest
     trust_root: bytes
     envelope: bytes
     torrent: bytes
-    license_text: bytes
+    texts: LicenseTexts
     twin_torrent: bytes = b""  # empty: the release has no encoded twins
+
+    @property
+    def release_id(self) -> str:
+        return self.manifest.release_id
+
+    @property
+    def config(self) -> LlamaConfig:
+        return self.manifest.config
 
 
 class HostedRelease(Protocol):
@@ -108,6 +118,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     ) -> None:
         self._releases, self._state, self._clock, self._catalog = releases, state, clock, catalog
         self._journal = Journal(state, clock)
+        self._licenses = LicenseDesk(state, clock)
 
     @refusing
     async def RequestOffer(  # noqa: N802 - the proto's name
@@ -130,7 +141,9 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             manifest=release.envelope,
             torrent=release.torrent,
             twin_torrent=release.twin_torrent,
-            license_text=release.license_text,
+            license_text=release.texts.license,
+            license_notice=release.texts.notice,
+            license_policy=release.texts.policy,
             layers=common_pb2.LayerRange(start=layers.start, stop=layers.stop),
             peers=_wire_peers(hosted.membership.peers(now, excluding=applicant.node_id)),
         )
@@ -144,9 +157,12 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         self, request: coordinator_pb2.Acceptance, context: grpc.aio.ServicerContext[Any, Any]
     ) -> coordinator_pb2.Lease:
         hosted = self._releases.of(request.release_id)
-        now = self._clock.monotonic()
+        now, node_id = self._clock.monotonic(), _node_id(request.node_id)
+        # Only who was offered something is worth a line of the audit trail.
+        hosted.membership.check_known(node_id, request.incarnation, now)
+        await self._licenses.admit(hosted.offered.manifest, node_id, request.license_acceptance)
         changes = hosted.membership.accept(
-            _node_id(request.node_id), request.incarnation, _layers(request.layers), request.memory_bytes, now
+            node_id, request.incarnation, _layers(request.layers), request.memory_bytes, now
         )
         await self._journal.write(changes)
         return self._lease(hosted, request.node_id, now)
@@ -207,7 +223,9 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             trust_root=release.trust_root,
             manifest=release.envelope,
             torrent=release.torrent,
-            license_text=release.license_text,
+            license_text=release.texts.license,
+            license_notice=release.texts.notice,
+            license_policy=release.texts.policy,
             peers=_wire_peers(hosted.membership.peers(self._clock.monotonic(), excluding="")),
         )
         if self._catalog is not None:

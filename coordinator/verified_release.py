@@ -24,12 +24,13 @@ from mesh.model.chat_template import ChatTemplate
 from mesh.model.tokenizer import Tokenizer
 from mesh.swarm.metainfo import check_torrent
 from mesh.swarm.twins import check_twin_torrent, readable_encoding
+from mesh.weights.license_text import MAX_TEXTS_BYTES, LicenseTexts
 from mesh.weights.release import Release
 from mesh.weights.shard import Shard, read_shard
 from mesh.weights.signing import PublicKey, TrustRoot, signer_of
 from mesh.wire.channel import MAX_MESSAGE_BYTES
 
-_OFFER_ROOM_BYTES = 1024 * 1024  # of a message, for everything but manifest and torrent
+_OFFER_ROOM_BYTES = 1024 * 1024 + MAX_TEXTS_BYTES  # of a message, for everything but manifest and torrents
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class VerifiedRelease:
     release: Release
     signer: PublicKey
     aux: Shard
+    texts: LicenseTexts
 
 
 def verify(directory: Path, trust: TrustRoot, catalog: ServedCatalog | None = None) -> VerifiedRelease:
@@ -48,9 +50,11 @@ def verify(directory: Path, trust: TrustRoot, catalog: ServedCatalog | None = No
     check_torrent(release.torrent, release.manifest)
     ref = release.manifest.shard("aux")
     aux = read_shard(release.shard_path(ref), ref)
+    texts = LicenseTexts.of_aux(aux)
+    texts.check(release.manifest.license)
     if len(release.envelope) + len(release.torrent) > MAX_MESSAGE_BYTES - _OFFER_ROOM_BYTES:
         raise UsageError(f"{directory}: manifest and torrent are too large for one offer; use larger pieces")
-    return VerifiedRelease(release, signer_of(release.envelope, trust), aux)
+    return VerifiedRelease(release, signer_of(release.envelope, trust), aux, texts)
 
 
 def host(
@@ -82,13 +86,12 @@ def _closing(availability: Availability, pipeline: Pipeline) -> Callable[[], Awa
 def _offered(verified: VerifiedRelease, trust: TrustRoot) -> OfferedRelease:
     release = verified.release
     return OfferedRelease(
-        release_id=release.manifest.release_id,
-        config=release.manifest.config,
+        manifest=release.manifest,
         trust_root=trust.to_bytes(),
         envelope=release.envelope,
         torrent=release.torrent,
         twin_torrent=_twin_torrent(release),
-        license_text=bytes(verified.aux.bytes_of("LICENSE")),
+        texts=verified.texts,
     )
 
 

@@ -15,19 +15,22 @@ from mesh.model.memory import StagePlan, plan_stage
 from mesh.sizes import format_size
 from mesh.swarm.metainfo import check_torrent
 from mesh.swarm.twins import check_twin_torrent, readable_encoding
+from mesh.weights.acceptance import Terms, terms
+from mesh.weights.license_text import LicenseTexts
 from mesh.weights.manifest import Manifest, ShardRef
 from mesh.weights.signing import TrustRoot, open_manifest
 
 
 class LicenseNotAccepted(LicenseRefused):
-    """The volunteer has not said that they accept the licence. ``text`` is what the publisher signed."""
+    """The volunteer has not said that they accept the licence. ``texts`` are what the publisher signed."""
 
-    def __init__(self, release: str, license_id: str, text: bytes) -> None:
+    def __init__(self, manifest: Manifest, texts: LicenseTexts) -> None:
+        license_id = manifest.license.id
         super().__init__(
-            f"release {release} is under {license_id}, shown above: read it, "
+            f"release {manifest.name} is under {license_id}, shown above: read it, "
             f"then join with --accept-license {license_id}"
         )
-        self.license_id, self.text = license_id, text
+        self.manifest, self.texts = manifest, texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ class OfferedBytes:
     manifest: bytes  # DSSE envelope
     torrent: bytes
     layers: LayerRange
-    license_text: bytes = b""
+    texts: LicenseTexts
     twin_torrent: bytes = b""  # empty: the release has no encoded twins
     catalog_path: str = ""  # the manifest's target path; empty: a plain list of keys is believed
 
@@ -54,7 +57,7 @@ class Limits:
     max_sessions: int
     layers: LayerRange | None
     model: str | None
-    accepted_license: str | None
+    accepted_terms: frozenset[Terms]  # of licences, at any time
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +102,10 @@ def accept(
     twin_torrent = offer.twin_torrent if encoding is not None and offer.twin_torrent else None
     if encoding is not None and twin_torrent is not None:
         check_twin_torrent(twin_torrent, encoding, manifest)
-    # (4) licence: nobody accepts what they were not shown
-    license_ = manifest.license
-    if license_.acceptance_required and limits.accepted_license != license_.id:
-        if hashlib.sha256(offer.license_text).hexdigest() != license_.text_digest:
-            raise IntegrityError(
-                "the coordinator sent another licence text than the manifest names; do not join"
-            )
-        raise LicenseNotAccepted(manifest.name, license_.id, offer.license_text)
+    # (4) licence: nobody accepts what they were not shown, and nobody is shown what the publisher did not sign
+    if manifest.license.acceptance_required and terms(manifest.license) not in limits.accepted_terms:
+        offer.texts.check(manifest.license)
+        raise LicenseNotAccepted(manifest, offer.texts)
     if limits.model is not None and manifest.name != limits.model:
         raise IntegrityError(f"offered model {manifest.name}, but --model {limits.model} was asked for")
     # (5) the layers: inside the model, and what the volunteer insists on

@@ -88,7 +88,10 @@ def join(
     ] = None,
     accept_license: Annotated[
         str | None,
-        typer.Option(envvar="MESH_ACCEPT_LICENSE", help="Id of the model's licence, once you have read it."),
+        typer.Option(
+            envvar="MESH_ACCEPT_LICENSE",
+            help="Id of the model's licence, once you have read it; recorded under this node's key.",
+        ),
     ] = None,
     trust: Annotated[
         Path | None,

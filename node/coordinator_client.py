@@ -11,6 +11,7 @@ import grpc.aio
 from mesh import __version__
 from mesh.errors import Unreachable
 from mesh.layers import LayerRange
+from mesh.weights.license_text import LicenseTexts
 from mesh.wire import common_pb2, coordinator_pb2, coordinator_pb2_grpc
 from mesh.wire.protocol import VERSION
 from mesh.wire.status import error_from
@@ -79,14 +80,14 @@ class CoordinatorClient:
             offer.manifest,
             offer.torrent,
             LayerRange(offer.layers.start, offer.layers.stop),
-            offer.license_text,
+            LicenseTexts(offer.license_text, offer.license_notice or None, offer.license_policy or None),
             offer.twin_torrent,
             offer.catalog_path,
         )
         return offered, endpoints(offer.peers)
 
     async def accept_offer(
-        self, release_id: str, layers: LayerRange, memory_bytes: int
+        self, release_id: str, layers: LayerRange, memory_bytes: int, license_acceptance: bytes
     ) -> coordinator_pb2.Lease:
         return await self._call(
             self._stub.AcceptOffer(
@@ -96,6 +97,7 @@ class CoordinatorClient:
                     release_id=release_id,
                     layers=wire_layers(layers),
                     memory_bytes=memory_bytes,
+                    license_acceptance=license_acceptance,
                 ),
                 timeout=_CALL_SECONDS,
             )

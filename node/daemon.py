@@ -7,14 +7,16 @@ import sys
 
 import torch
 
+from mesh.clock import SystemClock
 from mesh.locking import locked_directory
 from mesh.model.engines import choose_engine
 from mesh.stopping import run_until_signal
 from mesh.swarm.session import SwarmSession, SwarmSettings
+from mesh.weights import identity
+from mesh.weights.acceptance_book import AcceptanceBook
 from mesh.weights.holdings import Holdings
 from mesh.weights.store import ShardStore
 from mesh.wire.channel import listening_socket, open_channel, require_loopback
-from node import identity
 from node.capacity import resolve_device
 from node.config import NodeConfig
 from node.joining import NodeParts, join, new_incarnation
@@ -54,7 +56,6 @@ async def _tell(config: NodeConfig) -> None:
     node_id, incarnation = key.public.key_id, new_incarnation()
     async with SwarmSession(settings) as swarm, open_channel(config.coordinator) as channel:
         parts = NodeParts(
-            node_id=node_id,
             key=key,
             incarnation=incarnation,
             device=device,
@@ -62,6 +63,8 @@ async def _tell(config: NodeConfig) -> None:
             channel=channel,
             swarm=swarm,
             holdings=Holdings(ShardStore(config.data / "shards"), quota_bytes=config.store_quota_bytes),
+            licenses=AcceptanceBook(config.data),
             reporter=JsonReporter(node_id, incarnation) if config.json_events else ConsoleReporter(),
+            clock=SystemClock(),
         )
         await join(parts, config)

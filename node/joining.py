@@ -12,13 +12,13 @@ import sys
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
 
-from mesh.clock import SystemClock
+from mesh.clock import Clock
 from mesh.errors import MeshError, NotFound, Temporary, UsageError
 from mesh.layers import LayerRange
 from mesh.model.engines import EngineChoice, LoadedStage
@@ -29,19 +29,21 @@ from mesh.swarm.fetching import FetchProgress, FetchReport
 from mesh.swarm.metainfo import piece_layers
 from mesh.swarm.session import SwarmSession
 from mesh.swarm.twin_fetching import ReleaseTorrents, fetch_release
+from mesh.weights.acceptance_book import AcceptanceBook
 from mesh.weights.holdings import Holdings
 from mesh.weights.keyring import read_trust
-from mesh.weights.manifest import ShardRef
-from mesh.weights.signing import PrivateKey
+from mesh.weights.manifest import Manifest, ShardRef
+from mesh.weights.signing import PrivateKey, TrustRoot
 from mesh.wire import coordinator_pb2, proof_pb2_grpc, stage_pb2_grpc
 from mesh.wire.channel import bind_server, format_endpoint, server_options
 from mesh.wire.tensors import StageContract
-from node.accepting import AcceptedOffer, LicenseNotAccepted, Limits, accept
+from node.accepting import AcceptedOffer, LicenseNotAccepted, Limits, OfferedBytes, accept
 from node.capacity import disk_bytes, memory_bytes
 from node.catalog import NodeCatalog
 from node.config import NodeConfig
 from node.coordinator_client import CoordinatorClient
 from node.engine import Engine
+from node.licensing import take_word
 from node.membership import Membership, NodeStatus, Superseded
 from node.proving import HeldShards, ProofService
 from node.reporting import Reporter
@@ -58,7 +60,6 @@ _OFFER_ATTEMPTS = 5  # newcomers that arrive together may be offered the same ga
 class NodeParts:
     """What the story needs and the daemon made."""
 
-    node_id: str
     key: PrivateKey  # whose fingerprint the node id is
     incarnation: int
     device: str
@@ -66,7 +67,13 @@ class NodeParts:
     channel: grpc.aio.Channel
     swarm: SwarmSession
     holdings: Holdings
+    licenses: AcceptanceBook
     reporter: Reporter
+    clock: Clock
+
+    @property
+    def node_id(self) -> str:
+        return self.key.public.key_id
 
 
 def new_incarnation() -> int:
@@ -99,12 +106,10 @@ async def _join_once(parts: NodeParts, config: NodeConfig) -> None:
         limits = _limits(parts, config, layers=accepted.layers)
         release_id = accepted.manifest.release_id
         try:
-            offer, _ = await _request_offer(
-                client, parts, config, limits, release_id=release_id, wait_seconds=0
-            )
+            await _request_offer(client, parts, config, limits, release_id=release_id, wait_seconds=0)
         except NotFound as exc:
             raise Superseded(str(exc)) from exc
-        return await client.accept_offer(offer.release_id, accepted.layers, accepted.plan.total_bytes)
+        return await _reserve(client, parts, accepted)
 
     membership = Membership(client, status, rejoin, lease, peers, lambda lease: _tell(catalog, lease))
     # Held until the node ends: nobody may remove what it fetches, loads and seeds.
@@ -155,21 +160,12 @@ async def _agree(
             memory=config.data / "catalog",
             source=coordinator_source(client, config.token.secret),
         )
-        try:
-            accepted = accept(
-                offer,
-                trust_digest=config.token.trust_digest,
-                trust_override=believed.keys,
-                limits=limits,
-            )
-        except LicenseNotAccepted as exc:
-            parts.reporter.license(exc.license_id, exc.text)
-            raise
+        accepted = await _accept(parts, config, offer, believed.keys, limits)
         missing = sum(ref.size for ref in accepted.shards if parts.holdings.store.path(ref) is None)
         parts.reporter.plan(config.name, accepted, missing, parts.engine.kernel_id)
         await _ask_volunteer(config)
         try:
-            lease = await client.accept_offer(offer.release_id, accepted.layers, accepted.plan.total_bytes)
+            lease = await _reserve(client, parts, accepted)
         except Temporary:  # somebody else took these layers while we were looking at them
             if not attempts_left:
                 raise
@@ -180,6 +176,41 @@ async def _agree(
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
+async def _accept(
+    parts: NodeParts, config: NodeConfig, offer: OfferedBytes, trust: TrustRoot | None, limits: Limits
+) -> AcceptedOffer:
+    """Our own checks; where the licence wants the volunteer's word, it is asked for and all is checked again."""
+    while True:
+        try:
+            return accept(offer, trust_digest=config.token.trust_digest, trust_override=trust, limits=limits)
+        except LicenseNotAccepted as asked:
+            await take_word(
+                asked,
+                config,
+                key=parts.key,
+                book=parts.licenses,
+                reporter=parts.reporter,
+                clock=parts.clock,
+            )
+            limits = replace(limits, accepted_terms=parts.licenses.accepted_terms(parts.node_id))
+
+
+async def _reserve(
+    client: CoordinatorClient, parts: NodeParts, accepted: AcceptedOffer
+) -> coordinator_pb2.Lease:
+    manifest = accepted.manifest
+    return await client.accept_offer(
+        manifest.release_id, accepted.layers, accepted.plan.total_bytes, _license_record(parts, manifest)
+    )
+
+
+def _license_record(parts: NodeParts, manifest: Manifest) -> bytes:
+    """Signed by this node, for the coordinator to keep; empty where the licence asks for nobody's word."""
+    if not manifest.license.acceptance_required:
+        return b""
+    return parts.licenses.record_for(manifest, parts.key, parts.clock.wall())
+
+
 def _limits(parts: NodeParts, config: NodeConfig, *, layers: LayerRange | None) -> Limits:
     return Limits(
         memory_bytes=memory_bytes(parts.device, config.memory_bytes),
@@ -188,7 +219,7 @@ def _limits(parts: NodeParts, config: NodeConfig, *, layers: LayerRange | None) 
         max_sessions=config.max_sessions,
         layers=layers,
         model=config.model,
-        accepted_license=config.accept_license,
+        accepted_terms=parts.licenses.accepted_terms(parts.node_id),
     )
 
 
@@ -300,7 +331,7 @@ async def _serving(
     server = grpc.aio.server(options=server_options())
     stage_pb2_grpc.add_StageServicer_to_server(service, server)
     held = HeldShards(accepted.manifest, paths, piece_layers(accepted.torrent))
-    proof_pb2_grpc.add_ProofServicer_to_server(ProofService(parts.key, held, SystemClock()), server)
+    proof_pb2_grpc.add_ProofServicer_to_server(ProofService(parts.key, held, parts.clock), server)
     try:
         host, port = config.listen[0], bind_server(server, config.listen, flag="--listen")
     except MeshError:

@@ -11,11 +11,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mesh.sizes import format_size
 from mesh.swarm.fetching import FetchProgress, FetchReport
+from mesh.weights.license_text import LicenseTexts
 from node.accepting import AcceptedOffer
 
 
 class Reporter(Protocol):
-    def license(self, license_id: str, text: bytes) -> None: ...
+    def license(self, license_id: str, texts: LicenseTexts) -> None: ...
 
     def plan(self, name: str, accepted: AcceptedOffer, missing_bytes: int, kernel_id: str) -> None: ...
 
@@ -40,8 +41,9 @@ class JsonReporter:
     def __init__(self, node_id: str, incarnation: int) -> None:
         self._node_id, self._incarnation = node_id, incarnation
 
-    def license(self, license_id: str, text: bytes) -> None:
-        self._emit("license", id=license_id, text=text.decode("utf-8", errors="replace"))
+    def license(self, license_id: str, texts: LicenseTexts) -> None:
+        shown = {name: text.decode("utf-8", errors="replace") for name, text in texts.named}
+        self._emit("license", id=license_id, text=shown["LICENSE"], texts=shown)
 
     def plan(self, name: str, accepted: AcceptedOffer, missing_bytes: int, kernel_id: str) -> None:
         self._emit(
@@ -103,9 +105,10 @@ class ConsoleReporter:
         self._progress: Progress | None = None
         self._task: Any = None
 
-    def license(self, license_id: str, text: bytes) -> None:
-        self._console.rule(license_id)
-        self._console.print(text.decode("utf-8", errors="replace"), markup=False, highlight=False)
+    def license(self, license_id: str, texts: LicenseTexts) -> None:
+        for name, text in texts.named:
+            self._console.rule(license_id if name == "LICENSE" else f"{license_id}: {name}")
+            self._console.print(text.decode("utf-8", errors="replace"), markup=False, highlight=False)
         self._console.rule()
 
     def plan(self, name: str, accepted: AcceptedOffer, missing_bytes: int, kernel_id: str) -> None:

@@ -54,6 +54,19 @@ class ReleaseRow(Base):
     removed: Mapped[float | None] = mapped_column(Double)
 
 
+class LicenseAcceptanceRow(Base):
+    """A node's signed word, as it came; the other columns are for finding it."""
+
+    __tablename__ = "license_acceptances"
+
+    digest: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)  # SHA-256 of the record
+    node_id: Mapped[str] = mapped_column(String(100), index=True)
+    license_id: Mapped[str] = mapped_column(String(100))
+    release_id: Mapped[str] = mapped_column(String(64), index=True)
+    received: Mapped[float] = mapped_column(Double)
+    record: Mapped[bytes] = mapped_column(LargeBinary)  # DSSE envelope
+
+
 class NodeRow(Base):
     __tablename__ = "nodes"
 

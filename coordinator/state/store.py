@@ -17,6 +17,7 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from coordinator.join_tokens import TokenRecord
+from coordinator.state.acceptance_store import AcceptanceRows
 from coordinator.state.audit import audit_row
 from coordinator.state.database import open_database, translated
 from coordinator.state.key_store import KeyRows
@@ -57,7 +58,7 @@ async def open_state(directory: Path) -> AsyncIterator[StateStore]:
         yield StateStore(engine, path)
 
 
-class StateStore(KeyRows, ReleaseRows):
+class StateStore(KeyRows, ReleaseRows, AcceptanceRows):
     def __init__(self, engine: AsyncEngine, path: Path) -> None:
         self._session = async_sessionmaker(engine, expire_on_commit=False)
         self._path = path
@@ -146,6 +147,11 @@ class StateStore(KeyRows, ReleaseRows):
                     )
                     for row in rows
                 ]
+
+    async def note(self, event: str, subject: str, detail: str, now: float) -> None:
+        """A line of the audit trail about something that has no row of its own."""
+        async with self._writing() as session:
+            session.add(audit_row(now, event, subject, detail))
 
     async def audit(self, limit: int = 1000) -> list[AuditRecord]:
         """The latest lines, in the order they were written."""

@@ -21,6 +21,7 @@ COMMANDS = {
     "catalog": "Say who may publish what, and what is current.",
     "show": "Say what a release is and who signed it.",
     "verify": "Check every byte of a release, offline.",
+    "license": "Read, accept and list the licences of releases.",
     "seed": "Offer a release to the swarm.",
     "pull": "Fetch a release from peers and web seeds.",
     "ls": "List the releases that this machine keeps.",

@@ -5,12 +5,60 @@ A release always carries the full text; its digest is in the manifest and in eve
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
 from importlib.resources import files
 
-from mesh.errors import UsageError
+from mesh.errors import IntegrityError, UsageError
+from mesh.weights.manifest import LicenseRef
+from mesh.weights.shard import Shard
 
 # Canonical SPDX ids by their lower-case spelling
 _BUNDLED = {"apache-2.0": "Apache-2.0"}
+
+
+MAX_TEXTS_BYTES = 4 * 1024 * 1024  # all three together
+
+
+@dataclass(frozen=True, slots=True)
+class LicenseTexts:
+    """What somebody has to read before accepting: the licence, and what it obliges whoever passes weights on to show."""
+
+    license: bytes
+    notice: bytes | None = None
+    policy: bytes | None = None
+
+    @classmethod
+    def of_aux(cls, aux: Shard) -> LicenseTexts:
+        """Those that a release carries."""
+
+        def text(name: str) -> bytes | None:
+            return bytes(aux.bytes_of(name)) if name in aux.tensors else None
+
+        return cls(text("LICENSE") or b"", text("NOTICE"), text("USE_POLICY"))
+
+    @property
+    def named(self) -> tuple[tuple[str, bytes], ...]:
+        """Those that are there, in the order to read them."""
+        texts = (("LICENSE", self.license), ("NOTICE", self.notice), ("USE_POLICY", self.policy))
+        return tuple((name, text) for name, text in texts if text is not None)
+
+    def check(self, ref: LicenseRef) -> None:
+        """Raises IntegrityError unless these are the texts that the manifest names: nobody accepts any others."""
+        if (size := sum(len(text) for _, text in self.named)) > MAX_TEXTS_BYTES:
+            raise IntegrityError(
+                f"the texts of {ref.id} have {size} bytes, at most {MAX_TEXTS_BYTES} allowed"
+            )
+        for what, text, digest in (
+            ("licence text", self.license, ref.text_digest),
+            ("NOTICE", self.notice, ref.notice_digest),
+            ("USE_POLICY", self.policy, ref.policy_digest),
+        ):
+            if (None if text is None else hashlib.sha256(text).hexdigest()) != digest:
+                raise IntegrityError(
+                    f"another {what} than the manifest of this release names under {ref.id}; accept nothing, "
+                    "tell the publisher"
+                )
 
 
 def resolve_license(license_id: str, given: bytes | None, found: bytes | None) -> tuple[str, bytes, bool]:

@@ -179,9 +179,13 @@ class TrustRoot:
 
 def sign_manifest(manifest: Manifest, key: PrivateKey) -> bytes:
     """The DSSE envelope of the manifest's exact bytes, as JSON."""
-    payload = manifest.to_bytes()
-    signature = {"keyid": key.public.key_id, "sig": _base64(key.sign(_pae(PAYLOAD_TYPE, payload)))}
-    envelope = {"payload": _base64(payload), "payloadType": PAYLOAD_TYPE, "signatures": [signature]}
+    return sign_payload(manifest.to_bytes(), PAYLOAD_TYPE, key)
+
+
+def sign_payload(payload: bytes, payload_type: str, key: PrivateKey) -> bytes:
+    """A DSSE envelope, as JSON. A signature over one type is never one over another."""
+    signature = {"keyid": key.public.key_id, "sig": _base64(key.sign(_pae(payload_type, payload)))}
+    envelope = {"payload": _base64(payload), "payloadType": payload_type, "signatures": [signature]}
     return strict_json.dumps(envelope) + b"\n"
 
 
@@ -190,12 +194,15 @@ def open_manifest(envelope: bytes, trust: TrustRoot) -> Manifest:
 
     Raises ManifestInvalid, UnknownKey or SignatureInvalid; never anything else, whatever the bytes.
     """
-    return _open(envelope, trust)[0]
+    # Only now is it worth reading.
+    return Manifest.parse(open_payload(envelope, PAYLOAD_TYPE, trust)[0])
 
 
 def signer_of(envelope: bytes, trust: TrustRoot) -> PublicKey:
     """The trusted key that signed. Checks, and raises, as ``open_manifest`` does."""
-    return _open(envelope, trust)[1]
+    payload, key = open_payload(envelope, PAYLOAD_TYPE, trust)
+    Manifest.parse(payload)
+    return key
 
 
 def peek_manifest(envelope: bytes) -> Manifest:
@@ -203,42 +210,56 @@ def peek_manifest(envelope: bytes) -> Manifest:
 
     Raises ManifestInvalid.
     """
-    return Manifest.parse(_unwrap(envelope)[0])
+    return Manifest.parse(
+        unverified_payload(envelope, PAYLOAD_TYPE, what="manifest", max_bytes=MAX_ENVELOPE_BYTES)
+    )
 
 
-def _open(envelope: bytes, trust: TrustRoot) -> tuple[Manifest, PublicKey]:
-    # (1) to (3)
-    payload, signatures = _unwrap(envelope)
+def open_payload(
+    envelope: bytes,
+    payload_type: str,
+    trust: TrustRoot,
+    *,
+    what: str = "manifest",
+    max_bytes: int = MAX_ENVELOPE_BYTES,
+) -> tuple[bytes, PublicKey]:
+    """The payload of an envelope and the trusted key that signed it. Raises as ``open_manifest`` does."""
+    payload, signatures = _read_envelope(envelope, payload_type, what, max_bytes)
 
     # (4) A known key claims it. The id is only a hint, as DSSE says: it picks the key, the signature proves it.
-    signature, key = _known_signature(_signatures(signatures), trust)
+    signature, key = _known_signature(signatures, trust)
 
     # (5) The signature fits the exact bytes and their type.
-    if not key.has_signed(_pae(PAYLOAD_TYPE, payload), signature):
+    if not key.has_signed(_pae(payload_type, payload), signature):
         raise SignatureInvalid(
-            f"manifest: the signature of {key.key_id} does not fit the bytes; they were changed, fetch them again"
+            f"{what}: the signature of {key.key_id} does not fit the bytes; they were changed, fetch them again"
         )
-
-    # (6) Only now is it worth reading.
-    return Manifest.parse(payload), key
+    return payload, key
 
 
-def _unwrap(envelope: bytes) -> tuple[bytes, object]:
-    """Payload and signatures of a DSSE envelope, neither of them believed yet."""
+def unverified_payload(envelope: bytes, payload_type: str, *, what: str, max_bytes: int) -> bytes:
+    """The payload before anybody vouched for it: for a value that names its own key, which ``open_payload`` then
+    has to be given. Raises ManifestInvalid."""
+    return _read_envelope(envelope, payload_type, what, max_bytes)[0]
+
+
+def _read_envelope(
+    envelope: bytes, payload_type: str, what: str, max_bytes: int
+) -> tuple[bytes, dict[str, bytes]]:
     # (1) Size before content.  (2) Strict JSON: one reading, exactly the fields of DSSE.
     try:
-        value = strict_json.loads(envelope, max_bytes=MAX_ENVELOPE_BYTES)
+        value = strict_json.loads(envelope, max_bytes=max_bytes)
     except ValueError as exc:
-        raise ManifestInvalid(f"manifest envelope is not strict JSON: {exc}") from exc
-    top = _fields("manifest envelope", value, {"payload", "payloadType", "signatures"})
-    payload = _unbase64("payload", top["payload"])
+        raise ManifestInvalid(f"{what} envelope is not strict JSON: {exc}") from exc
+    top = _fields(f"{what} envelope", value, {"payload", "payloadType", "signatures"})
+    payload = _unbase64(f"{what} envelope payload", top["payload"])
 
     # (3) The type the signature covers is ours.
-    if top["payloadType"] != PAYLOAD_TYPE:
+    if top["payloadType"] != payload_type:
         raise ManifestInvalid(
-            f"manifest envelope type {str(top['payloadType'])[:80]!r}: expected {PAYLOAD_TYPE!r}"
+            f"{what} envelope type {str(top['payloadType'])[:80]!r}: expected {payload_type!r}"
         )
-    return payload, top["signatures"]
+    return payload, _signatures(top["signatures"], what)
 
 
 def _known_signature(signatures: Mapping[str, bytes], trust: TrustRoot) -> tuple[bytes, PublicKey]:
@@ -248,16 +269,16 @@ def _known_signature(signatures: Mapping[str, bytes], trust: TrustRoot) -> tuple
     return b"", trust.key(min(signatures))  # raises UnknownKey
 
 
-def _signatures(value: object) -> dict[str, bytes]:
+def _signatures(value: object, what: str) -> dict[str, bytes]:
     if not isinstance(value, list) or not 1 <= len(value) <= MAX_SIGNATURES:
-        raise ManifestInvalid(f"manifest envelope: expected 1 to {MAX_SIGNATURES} signatures")
+        raise ManifestInvalid(f"{what} envelope: expected 1 to {MAX_SIGNATURES} signatures")
     found: dict[str, bytes] = {}
     for item in value:
-        entry = _fields("manifest envelope signature", item, {"keyid", "sig"})
+        entry = _fields(f"{what} envelope signature", item, {"keyid", "sig"})
         key_id = entry["keyid"]
         if not isinstance(key_id, str) or len(key_id) > 100 or not key_id.isprintable():
-            raise ManifestInvalid("manifest envelope signature: keyid is not a short text")
-        found[key_id] = _unbase64("signature", entry["sig"])
+            raise ManifestInvalid(f"{what} envelope signature: keyid is not a short text")
+        found[key_id] = _unbase64(f"{what} envelope signature", entry["sig"])
     return found
 
 
@@ -281,11 +302,11 @@ def _base64(data: bytes) -> str:
 
 def _unbase64(what: str, value: object) -> bytes:
     if not isinstance(value, str):
-        raise ManifestInvalid(f"manifest envelope {what}: expected a text")
+        raise ManifestInvalid(f"{what}: expected a text")
     try:
         return base64.b64decode(value, validate=True)
     except ValueError as exc:
-        raise ManifestInvalid(f"manifest envelope {what} is not base64: {exc}") from exc
+        raise ManifestInvalid(f"{what} is not base64: {exc}") from exc
 
 
 def _read_bounded(path: Path, max_bytes: int, what: str) -> bytes:

@@ -62,7 +62,7 @@ class OfferRequest(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., token_secret: _Optional[bytes] = ..., node_id: _Optional[str] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., kernel_id: _Optional[str] = ..., kv_tokens: _Optional[int] = ..., model: _Optional[str] = ..., release_id: _Optional[str] = ..., max_sessions: _Optional[int] = ..., trust_digest: _Optional[bytes] = ...) -> None: ...
 
 class Offer(_message.Message):
-    __slots__ = ("release_id", "trust_root", "manifest", "torrent", "layers", "peers", "license_text", "twin_torrent", "catalog_path", "catalog_version")
+    __slots__ = ("release_id", "trust_root", "manifest", "torrent", "layers", "peers", "license_text", "license_notice", "license_policy", "twin_torrent", "catalog_path", "catalog_version")
     RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
     TRUST_ROOT_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
@@ -70,6 +70,8 @@ class Offer(_message.Message):
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
     LICENSE_TEXT_FIELD_NUMBER: _ClassVar[int]
+    LICENSE_NOTICE_FIELD_NUMBER: _ClassVar[int]
+    LICENSE_POLICY_FIELD_NUMBER: _ClassVar[int]
     TWIN_TORRENT_FIELD_NUMBER: _ClassVar[int]
     CATALOG_PATH_FIELD_NUMBER: _ClassVar[int]
     CATALOG_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -80,24 +82,28 @@ class Offer(_message.Message):
     layers: _common_pb2.LayerRange
     peers: _containers.RepeatedCompositeFieldContainer[_common_pb2.Endpoint]
     license_text: bytes
+    license_notice: bytes
+    license_policy: bytes
     twin_torrent: bytes
     catalog_path: str
     catalog_version: int
-    def __init__(self, release_id: _Optional[str] = ..., trust_root: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., torrent: _Optional[bytes] = ..., layers: _Optional[_Union[_common_pb2.LayerRange, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[_common_pb2.Endpoint, _Mapping]]] = ..., license_text: _Optional[bytes] = ..., twin_torrent: _Optional[bytes] = ..., catalog_path: _Optional[str] = ..., catalog_version: _Optional[int] = ...) -> None: ...
+    def __init__(self, release_id: _Optional[str] = ..., trust_root: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., torrent: _Optional[bytes] = ..., layers: _Optional[_Union[_common_pb2.LayerRange, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[_common_pb2.Endpoint, _Mapping]]] = ..., license_text: _Optional[bytes] = ..., license_notice: _Optional[bytes] = ..., license_policy: _Optional[bytes] = ..., twin_torrent: _Optional[bytes] = ..., catalog_path: _Optional[str] = ..., catalog_version: _Optional[int] = ...) -> None: ...
 
 class Acceptance(_message.Message):
-    __slots__ = ("node_id", "incarnation", "release_id", "layers", "memory_bytes")
+    __slots__ = ("node_id", "incarnation", "release_id", "layers", "memory_bytes", "license_acceptance")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LICENSE_ACCEPTANCE_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     incarnation: int
     release_id: str
     layers: _common_pb2.LayerRange
     memory_bytes: int
-    def __init__(self, node_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., release_id: _Optional[str] = ..., layers: _Optional[_Union[_common_pb2.LayerRange, _Mapping]] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+    license_acceptance: bytes
+    def __init__(self, node_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., release_id: _Optional[str] = ..., layers: _Optional[_Union[_common_pb2.LayerRange, _Mapping]] = ..., memory_bytes: _Optional[int] = ..., license_acceptance: _Optional[bytes] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
     __slots__ = ("node_id", "incarnation", "state", "progress", "stage", "swarm", "kv_tokens_free", "sessions", "steps_computed", "fetched_bytes", "redundant_bytes")
@@ -184,20 +190,24 @@ class ReleaseRequest(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., token_secret: _Optional[bytes] = ..., release: _Optional[str] = ..., trust_digest: _Optional[bytes] = ...) -> None: ...
 
 class ReleaseReply(_message.Message):
-    __slots__ = ("trust_root", "manifest", "torrent", "license_text", "peers", "catalog_path")
+    __slots__ = ("trust_root", "manifest", "torrent", "license_text", "peers", "catalog_path", "license_notice", "license_policy")
     TRUST_ROOT_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     TORRENT_FIELD_NUMBER: _ClassVar[int]
     LICENSE_TEXT_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
     CATALOG_PATH_FIELD_NUMBER: _ClassVar[int]
+    LICENSE_NOTICE_FIELD_NUMBER: _ClassVar[int]
+    LICENSE_POLICY_FIELD_NUMBER: _ClassVar[int]
     trust_root: bytes
     manifest: bytes
     torrent: bytes
     license_text: bytes
     peers: _containers.RepeatedCompositeFieldContainer[_common_pb2.Endpoint]
     catalog_path: str
-    def __init__(self, trust_root: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., torrent: _Optional[bytes] = ..., license_text: _Optional[bytes] = ..., peers: _Optional[_Iterable[_Union[_common_pb2.Endpoint, _Mapping]]] = ..., catalog_path: _Optional[str] = ...) -> None: ...
+    license_notice: bytes
+    license_policy: bytes
+    def __init__(self, trust_root: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., torrent: _Optional[bytes] = ..., license_text: _Optional[bytes] = ..., peers: _Optional[_Iterable[_Union[_common_pb2.Endpoint, _Mapping]]] = ..., catalog_path: _Optional[str] = ..., license_notice: _Optional[bytes] = ..., license_policy: _Optional[bytes] = ...) -> None: ...
 
 class CatalogFileRequest(_message.Message):
     __slots__ = ("token_secret", "node_id", "incarnation", "name")

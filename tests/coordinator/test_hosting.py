@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -15,7 +15,9 @@ from coordinator.topology import NodeState, Report
 from mesh.errors import NotEnoughMemory, NotFound
 from mesh.layers import LayerRange
 from mesh.model.memory import plan_stage
+from mesh.weights.license_text import LicenseTexts
 from tests.coordinator.test_service import CONFIG
+from tests.mesh.weights.example_manifest import example_manifest
 from tests.support.clock import ManualClock
 from tests.support.hosting import hosted
 
@@ -34,7 +36,8 @@ class World:
     def release(self, name: str, *, at_once: bool = False) -> Hosted:
         self.numbers += 1
         membership = Membership(CONFIG.num_layers)
-        offered = OfferedRelease(f"{self.numbers:064x}", CONFIG, b"", b"", b"", b"")
+        manifest = replace(example_manifest(name, CONFIG), created=f"2026-01-01T00:00:{self.numbers:02d}Z")
+        offered = OfferedRelease(manifest, b"", b"", b"", LicenseTexts(b""))
         made = hosted(
             offered, membership, Availability(name, membership, self.clock), name=name, at_once=at_once
         )

@@ -27,10 +27,12 @@ from mesh.errors import (
 )
 from mesh.layers import LayerRange
 from mesh.model.memory import plan_stage
+from mesh.weights.license_text import LicenseTexts
 from mesh.wire import common_pb2, coordinator_pb2, coordinator_pb2_grpc
 from mesh.wire.channel import open_channel, server_options
 from mesh.wire.protocol import VERSION
 from mesh.wire.status import error_from
+from tests.mesh.weights.example_manifest import example_manifest
 from tests.support.clock import ManualClock
 from tests.support.hosting import hosted
 
@@ -49,7 +51,8 @@ CONFIG = LlamaConfig(
     bos_token_id=None,
     eos_token_ids=(),
 )
-RELEASE = OfferedRelease("ab" * 32, CONFIG, b"trust root", b"envelope", b"torrent", b"license")
+MANIFEST = example_manifest("tiny", CONFIG)
+RELEASE = OfferedRelease(MANIFEST, b"trust root", b"envelope", b"torrent", LicenseTexts(b"license"))
 KV_TOKENS = 128
 PLENTY = 1 << 40  # bytes
 HALF = max(plan_stage(CONFIG, LayerRange(start, start + 2), KV_TOKENS).total_bytes for start in (0, 2))
@@ -290,7 +293,7 @@ async def test_who_listens_on_every_interface_is_dialled_where_the_call_came_fro
 
 
 async def test_a_seeder_of_another_release_is_told_which_one_is_served(client: Client) -> None:
-    with pytest.raises(NotFound, match="this coordinator serves abababab"):
+    with pytest.raises(NotFound, match=f"this coordinator serves {RELEASE.release_id[:8]}"):
         await client.announce("seeder", 3000, release_id="cd" * 32)
     assert ports((await client.ask("a")).peers) == []
 

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from mesh.weights import tensor_file
+from mesh.weights.acceptance import LicenseAcceptance, sign_acceptance
 from mesh.weights.catalog.plan import CatalogPlan, RoleKeys
 from mesh.weights.catalog.repository import Catalog
 from mesh.weights.signing import PrivateKey, TrustRoot, sign_manifest
@@ -46,6 +47,9 @@ def golden_files() -> dict[str, bytes]:
         "manifest-full-v1.json": example_full_manifest().to_bytes(),
         "manifest-files-v1.json": example_files_manifest().to_bytes(),
         "manifest-v1.dsse.json": sign_manifest(manifest, key),
+        "license-acceptance-v1.dsse.json": sign_acceptance(
+            LicenseAcceptance.of(example_full_manifest(), key.public, 1_767_323_045.0), key
+        ),
         "trust-v1.json": TrustRoot.of(key.public).to_bytes(),
     }
 

@@ -28,6 +28,7 @@ from mesh.errors import (
     UnknownKey,
 )
 from mesh.token import JoinToken
+from mesh.weights.license_text import LicenseTexts
 from mesh.weights.signing import PrivateKey, TrustRoot, sign_manifest
 from mesh.wire import coordinator_pb2, coordinator_pb2_grpc
 from mesh.wire.channel import open_channel, server_options
@@ -45,7 +46,7 @@ LIMITS = Limits(
     max_sessions=4,
     layers=None,
     model=None,
-    accepted_license=None,
+    accepted_terms=frozenset(),
 )
 
 
@@ -88,7 +89,7 @@ class Mesh:
         offer = await self.ask()
         catalog = (await self.believe(offer)).catalog
         assert catalog is not None
-        await self.client.accept_offer(offer.release_id, offer.layers, 1)
+        await self.client.accept_offer(offer.release_id, offer.layers, 1, b"")
         self.following.append(asyncio.create_task(catalog.run()))
         return catalog
 
@@ -109,7 +110,7 @@ async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
     )
     manifest = named("tiny")
     release = OfferedRelease(
-        manifest.release_id, manifest.config, b"", sign_manifest(manifest, world.keys.acme), b"torrent", b""
+        manifest, b"", sign_manifest(manifest, world.keys.acme), b"torrent", LicenseTexts(b"")
     )
     membership = Membership(manifest.config.num_layers)
     hosting = Hosting(world.clock)
@@ -234,7 +235,7 @@ async def test_coordinator_signs_the_timestamp_anew_before_it_expires(mesh: Mesh
     mesh.world.clock.advance(25 * 3600)
     mesh.served.look()
     await mesh.ask()  # the first lease has ended in between
-    await mesh.client.accept_offer(named("tiny").release_id, (await mesh.ask()).layers, 1)
+    await mesh.client.accept_offer(named("tiny").release_id, (await mesh.ask()).layers, 1, b"")
     await mesh.beat(catalog)
     assert catalog.view.version == before + 1
     assert catalog.view.fresh_until >= mesh.world.clock.wall() + 47 * 3600
@@ -286,7 +287,7 @@ async def test_catalog_is_told_to_token_holders_and_members_only(mesh: Mesh) -> 
         with pytest.raises(NotAuthorised):
             await mesh.client.catalog_file(secret, "metadata/timestamp.json")
     offer = await mesh.ask()
-    await mesh.client.accept_offer(offer.release_id, offer.layers, 1)
+    await mesh.client.accept_offer(offer.release_id, offer.layers, 1, b"")
     assert await mesh.client.catalog_file(b"", "metadata/timestamp.json")  # by its lease
 
 

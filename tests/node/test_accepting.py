@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from mesh.errors import (
 )
 from mesh.layers import LayerRange
 from mesh.publishing import pack_release
+from mesh.weights.license_text import LicenseTexts
 from mesh.weights.release import Release
 from mesh.weights.signing import PrivateKey, TrustRoot, sign_manifest
 from node.accepting import AcceptedOffer, LicenseNotAccepted, Limits, OfferedBytes, accept
@@ -46,7 +48,7 @@ def offer(packed: PackedRelease) -> OfferedBytes:
         release.envelope,
         release.torrent,
         LayerRange(1, 3),
-        LICENSE_TEXT,
+        LicenseTexts(LICENSE_TEXT),
     )
 
 
@@ -88,8 +90,9 @@ LIMITS = Limits(
     disk_bytes=1 << 30,
     kv_tokens=256,
     layers=None,
-    accepted_license="LicenseRef-test",
+    accepted_terms=frozenset({("LicenseRef-test", sha256(LICENSE_TEXT).hexdigest(), None, None)}),
 )
+NOTHING_ACCEPTED = replace(LIMITS, accepted_terms=frozenset())
 
 
 def judge(offer: OfferedBytes, packed: PackedRelease, limits: Limits = LIMITS) -> AcceptedOffer:
@@ -150,19 +153,27 @@ def test_license_that_was_not_accepted_is_refused_naming_it(
     offer: OfferedBytes, packed: PackedRelease
 ) -> None:
     with pytest.raises(LicenseRefused, match="--accept-license LicenseRef-test") as refusal:
-        judge(offer, packed, replace(LIMITS, accepted_license=None))
+        judge(offer, packed, NOTHING_ACCEPTED)
     assert refusal.value.exit_code == 5
 
 
 def test_license_text_is_shown_and_only_the_one_that_was_signed(
     offer: OfferedBytes, packed: PackedRelease
 ) -> None:
-    nothing = replace(LIMITS, accepted_license=None)
     with pytest.raises(LicenseNotAccepted) as refusal:
-        judge(offer, packed, nothing)
-    assert refusal.value.text == LICENSE_TEXT
-    with pytest.raises(IntegrityError, match="another licence text"):
-        judge(replace(offer, license_text=b"Do as you like."), packed, nothing)
+        judge(offer, packed, NOTHING_ACCEPTED)
+    assert refusal.value.texts == LicenseTexts(LICENSE_TEXT)
+    for texts in (LicenseTexts(b"Do as you like."), LicenseTexts(LICENSE_TEXT, notice=b"Also this.")):
+        with pytest.raises(IntegrityError, match="than the manifest of this release names"):
+            judge(replace(offer, texts=texts), packed, NOTHING_ACCEPTED)
+
+
+def test_accepting_another_text_under_the_same_id_accepts_nothing(
+    offer: OfferedBytes, packed: PackedRelease
+) -> None:
+    older = frozenset({("LicenseRef-test", sha256(b"The text of last year.").hexdigest(), None, None)})
+    with pytest.raises(LicenseNotAccepted):
+        judge(offer, packed, replace(LIMITS, accepted_terms=older))
 
 
 def test_layers_beyond_the_model_are_refused(offer: OfferedBytes, packed: PackedRelease) -> None:

@@ -35,8 +35,9 @@ CONFIG = LlamaConfig(
 )
 
 
-def example_manifest(name: str = "tiny-model") -> Manifest:
-    places = [("embed", None), ("layer", 0), ("layer", 1), ("head", None), ("aux", None)]
+def example_manifest(name: str = "tiny-model", config: LlamaConfig = CONFIG) -> Manifest:
+    layers = [("layer", layer) for layer in range(config.num_layers)]
+    places = [("embed", None), *layers, ("head", None), ("aux", None)]
     shards = tuple(
         ShardRef(
             role=role,
@@ -50,7 +51,7 @@ def example_manifest(name: str = "tiny-model") -> Manifest:
     return Manifest(
         name=name,
         family="llama",
-        model=CONFIG,
+        model=config,
         quantization="Q4_1",
         shards=shards,
         torrent=TorrentRef(name, 4 * 1024 * 1024, True, hashlib.sha256(b"info").hexdigest()),
