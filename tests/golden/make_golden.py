@@ -14,6 +14,7 @@ from mesh.weights import tensor_file
 from mesh.weights.acceptance import LicenseAcceptance, sign_acceptance
 from mesh.weights.catalog.plan import CatalogPlan, RoleKeys
 from mesh.weights.catalog.repository import Catalog
+from mesh.weights.revocation import Action, Kind, Reason, Revocation, RevocationList, timestamp
 from mesh.weights.signing import PrivateKey, TrustRoot, sign_manifest
 from tests.mesh.weights.example_manifest import (
     example_files_manifest,
@@ -23,6 +24,19 @@ from tests.mesh.weights.example_manifest import (
 from tests.support.clock import ManualClock
 
 DIRECTORY = Path(__file__).parent
+
+
+def example_revocations() -> RevocationList:
+    """One entry of each kind."""
+    now, digest = 1_767_323_045.0, hashlib.sha256(b"id").hexdigest()
+    ids = {Kind.KEY: f"ed25519:{digest[:32]}", Kind.LICENSE: "LicenseRef-example"}
+    return RevocationList.first(now).adding(
+        [
+            Revocation(kind, ids.get(kind, digest), Reason.DMCA, timestamp(now), Action.DELETE, "case 7")
+            for kind in Kind
+        ],
+        now,
+    )
 
 
 def golden_files() -> dict[str, bytes]:
@@ -50,6 +64,7 @@ def golden_files() -> dict[str, bytes]:
         "license-acceptance-v1.dsse.json": sign_acceptance(
             LicenseAcceptance.of(example_full_manifest(), key.public, 1_767_323_045.0), key
         ),
+        "revocations-v1.json": example_revocations().to_bytes(),
         "trust-v1.json": TrustRoot.of(key.public).to_bytes(),
     }
 
