@@ -12,9 +12,12 @@ The steps, in order; each ends as passed, failed, or not checked and why:
     5 licence      text, notice and policy in aux are those the manifest names; every shard carries the licence
     6 revocation   the catalog still lists it
     7 torrent      the .torrent moves these shards and nothing else, piece layers included
-    8 shards       every shard hashes to its root and has a sound header
+    8 shards       every shard that is held hashes to its root and has a sound header
     - twins        of a release with encoded twins: each hashes to its root; with ``deep``, to its shard's when decoded
     9 contents     with ``deep``: tensors fit the model, all numbers are finite, tokenizer and template can be read
+
+A directory holds a whole release, a store (``StoredRelease``) often a part: what it lacks is said, and counts as missing
+only where the release was to be ``complete`` or nothing of it is there.
 
 Pure but for reading the files of the release. Knows nothing of command lines.
 """
@@ -74,6 +77,10 @@ class Verification:
     unlisted_files: tuple[str, ...]
 
     @property
+    def held(self) -> tuple[ShardRef, ...]:
+        return tuple(shard.ref for shard in self.shards if shard.is_held)
+
+    @property
     def problems(self) -> dict[ShardRef, MeshError]:
         return {shard.ref: shard.problem for shard in self.shards if shard.problem is not None}
 
@@ -94,8 +101,9 @@ class Verification:
         if problems := self.problems:
             state = "missing" if all(isinstance(p, NotFound) for p in problems.values()) else "bad"
             names = ", ".join(ref.file for ref in problems)
+            again = "" if state == "missing" else " again"
             parts.append(
-                f"{len(problems)} of {len(self.shards)} shards are {state}: {names}; fetch them again"
+                f"{len(problems)} of {len(self.shards)} shards are {state}: {names}; fetch them{again}"
             )
         return kind("; ".join(parts))
 
@@ -108,14 +116,18 @@ def verify_release(
     trust: TrustRoot,
     *,
     deep: bool = False,
+    complete: bool = False,
     now: datetime | None = None,
     revocation: RevocationCheck | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Verification:
-    """Every check there is; a failed one does not stop the next. ``progress(done, total)`` in bytes."""
+    """Every check there is; a failed one does not stop the next. ``progress(done, total)`` in bytes.
+
+    With ``complete`` a shard that is not held is a problem.
+    """
     manifest = release.manifest
     signer = signer_of(release.envelope, trust).key_id
-    shards, aux = _check_all_shards(release, deep, progress)
+    shards, aux = _check_all_shards(release, deep, complete, progress)
     twins = _twins_step(release, deep, progress)
     steps = (
         _files_step(release),
@@ -133,37 +145,48 @@ def verify_release(
 
 def problems_of(release: Release) -> dict[ShardRef, MeshError]:
     """What is wrong with which shard, and nothing else."""
-    checked, _ = _check_all_shards(release, deep=False, progress=lambda done, total: None)
+    checked, _ = _check_all_shards(release, False, False, progress=lambda done, total: None)
     return {shard.ref: shard.problem for shard in checked if shard.problem is not None}
 
 
 def _check_all_shards(
-    release: Release, deep: bool, progress: Callable[[int, int], None]
+    release: Release, deep: bool, complete: bool, progress: Callable[[int, int], None]
 ) -> tuple[tuple[CheckedShard, ...], Shard | None]:
     """Each shard once: the small aux into memory, since licence and tokenizer are in it; the others as they pass."""
     manifest, done = release.manifest, 0
+    held = [ref for ref in manifest.shards if release.holds(ref)]
+    total = sum(ref.size for ref in held)
 
     def on_bytes(count: int) -> None:
         nonlocal done
         done += count
-        progress(done, manifest.total_bytes)
+        progress(done, total)
 
     scan: Scan | None = None
     if deep:
         from mesh.weights.tensor_scan import find_infinite  # numpy, which nothing else here needs
 
         scan = find_infinite
-    *weights, aux_ref = manifest.shards  # aux is the last of every release
-    checked = list(check_shards([(release.shard_path(ref), ref) for ref in weights], on_bytes, scan=scan))
-    aux, problem = None, None
-    try:
-        aux = read_shard(release.shard_path(aux_ref), aux_ref)
-        on_bytes(aux_ref.size)
-    except MeshError as exc:
-        problem = exc
-    header = None if aux is None else ShardHeader(aux.role, aux.layer, aux.license_digest, aux.tensors, 0)
-    checked.append(CheckedShard(aux_ref, header, problem))
-    return tuple(_with_its_license(shard, manifest) for shard in checked), aux
+    weights = [(release.shard_path(ref), ref) for ref in held if ref.role != "aux"]
+    checked = {shard.ref: shard for shard in check_shards(weights, on_bytes, scan=scan)}
+    aux = None
+    if (aux_ref := manifest.shards[-1]) in held:  # aux is the last of every release
+        header, problem = None, None
+        try:
+            aux = read_shard(release.shard_path(aux_ref), aux_ref)
+            header = ShardHeader(aux.role, aux.layer, aux.license_digest, aux.tensors, 0)
+            on_bytes(aux_ref.size)
+        except MeshError as exc:
+            problem = exc
+        checked[aux_ref] = CheckedShard(aux_ref, header, problem)
+    lacking = complete or not held  # where nothing is held, nothing would be verified
+    shards = (checked.get(ref) or _not_held(ref, is_problem=lacking) for ref in manifest.shards)
+    return tuple(_with_its_license(shard, manifest) for shard in shards), aux
+
+
+def _not_held(ref: ShardRef, *, is_problem: bool) -> CheckedShard:
+    problem = NotFound(f"shard {ref.file}: not held; fetch it") if is_problem else None
+    return CheckedShard(ref, None, problem, is_held=False)
 
 
 def _with_its_license(shard: CheckedShard, manifest: Manifest) -> CheckedShard:
@@ -208,7 +231,11 @@ def _expiry_step(manifest: Manifest, now: datetime) -> Step:
 
 def _license_step(manifest: Manifest, aux: Shard | None) -> Step:
     if aux is None:
-        return Step("licence", Outcome.NOT_CHECKED, "aux is not what was signed, and the texts are in it")
+        return Step(
+            "licence",
+            Outcome.NOT_CHECKED,
+            f"{manifest.license.id}: the texts are in aux, which is not here or bad",
+        )
     found = []
     for name, field in LICENSE_FILES:
         wanted = getattr(manifest.license, field)
@@ -286,9 +313,14 @@ def _contents_step(manifest: Manifest, shards: Sequence[CheckedShard], aux: Shar
         what = _check_speech(manifest, aux)
     except MeshError as exc:
         return _failed("contents", exc)
-    if any(shard.header is None for shard in shards):
+    if any(shard.header is None for shard in shards if shard.is_held):
         return Step("contents", Outcome.NOT_CHECKED, "of bad shards; the others are sound")
-    return Step("contents", Outcome.PASSED, f"tensors fit the model, all numbers are finite, {what}")
+    whole = all(shard.is_held for shard in shards)
+    return Step(
+        "contents",
+        Outcome.PASSED,
+        f"{'' if whole else 'of what is held, '}tensors fit the model, all numbers are finite, {what}",
+    )
 
 
 def check_tensors(manifest: Manifest, ref: ShardRef, header: ShardHeader) -> None:
@@ -310,7 +342,7 @@ def _check_speech(manifest: Manifest, aux: Shard | None) -> str:
     from mesh.model.tokenizer import Tokenizer
 
     if aux is None:
-        return "tokenizer not looked at"
+        return "tokenizer not looked at, since aux is not here or bad"
     try:
         config = LlamaConfig.from_json(
             strict_json.loads(bytes(aux.bytes_of("config.json")), max_bytes=1 << 20)

@@ -17,7 +17,7 @@ StoreOption = Annotated[
     typer.Option(
         "--store",
         envvar="MESH_STORE",
-        help="The store; of a node DATA/shards. Default: yours, where `mesh pull` puts releases.",
+        help="The store, or a node's --data directory. Default: yours, where `mesh pull` puts releases.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
@@ -32,7 +32,13 @@ def open_holdings(directory: Path | None) -> Holdings:
     from mesh.weights.store import ShardStore
 
     if directory is not None and not directory.is_dir():
-        raise NotFound(f"store {directory}: no such directory; a node's store is DATA/shards")
+        raise NotFound(f"store {directory}: no such directory")
+    if (
+        directory is not None
+        and not (directory / "blobs").is_dir()
+        and (directory / "shards" / "blobs").is_dir()
+    ):
+        directory = directory / "shards"  # of a node
     quota = os.environ.get("MESH_STORE_QUOTA")
     store = ShardStore(directory if directory is not None else store_dir())
     return Holdings(store, quota_bytes=parse_size(quota) if quota else None)

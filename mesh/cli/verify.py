@@ -1,31 +1,31 @@
-"""``mesh verify DIR``: every byte of a release against what its publisher signed, offline; with ``--fleet`` what the nodes
-of a mesh hold of it."""
+"""``mesh verify DIR|RELEASE``: every byte of a release against what its publisher signed, offline; with ``--fleet`` what the
+nodes of a mesh hold of it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from mesh.cli.believing import CatalogOption, believed_keys
-
-if TYPE_CHECKING:
-    from mesh.verification import Verification
-
-SCHEMA = "mesh.verify/2"
+from mesh.cli.believing import CatalogOption
+from mesh.cli.stores import StoreOption
 
 
 def verify(
     release: Annotated[
         str | None,
         typer.Argument(
-            help="A release's directory. With --fleet: its name or id, where a mesh serves several.",
+            help="A release's directory, or its name or id in the store. With --fleet: where a mesh serves several.",
             show_default=False,
         ),
     ] = None,
     deep: Annotated[
         bool, typer.Option("--deep", help="Also look at tensors, numbers, tokenizer and template.")
+    ] = False,
+    store: StoreOption = None,
+    complete: Annotated[
+        bool, typer.Option("--complete", help="What the store does not hold of the release is missing.")
     ] = False,
     trust: Annotated[
         Path | None,
@@ -66,80 +66,11 @@ def verify(
         verify_fleet(question, as_json=as_json)
         return
     if release is None:
-        raise UsageError("which release? pass its directory, or --fleet to ask the nodes of a mesh")
-    _verify_directory(Path(release), deep=deep, trust=trust, catalog=catalog, as_json=as_json)
-
-
-def _verify_directory(
-    directory: Path, *, deep: bool, trust: Path | None, catalog: str | None, as_json: bool
-) -> None:
-    import json
-
-    from mesh.cli.progress import byte_progress
-    from mesh.verification import verify_release
-    from mesh.weights.release import Release
-
-    known = believed_keys(directory, trust, catalog)
-    with byte_progress("verifying") as progress:
-        verification = verify_release(Release.open(directory, known), known, deep=deep, progress=progress)
-    if as_json:
-        typer.echo(json.dumps(_to_json(verification)))
-    else:
-        _tell(verification)
-    if (verdict := verification.verdict()) is not None:
-        raise verdict
-
-
-def _tell(verification: Verification) -> None:
-    """One line per step, one row per shard, and the sum of it."""
-    from mesh.sizes import format_size
-
-    manifest = verification.manifest
-    for step in verification.steps:
-        typer.echo(f"{step.outcome:<11}  {step.name:<10}  {step.detail}")
-    typer.echo("")
-    widest = max(len(ref.file) for ref in manifest.shards)
-    for shard in verification.shards:
-        state = "BAD" if shard.problem else "ok"
-        place = shard.ref.role if shard.ref.layer is None else f"layer {shard.ref.layer}"
-        typer.echo(
-            f"{state:<3}  {shard.ref.file:<{widest}}  {place:<10}  {format_size(shard.ref.size):>10}  {shard.ref.root[:16]}"
+        raise UsageError(
+            "which release? pass its directory, its name in the store, or --fleet to ask the nodes of a mesh"
         )
-    for problem in verification.problems.values():
-        typer.echo(f"BAD  {problem}")
-    for file in verification.unlisted_files:
-        typer.echo(f"not part of the release: {file}")
-    if verification.ok:
-        typer.echo(
-            f"verified {manifest.name}: {len(manifest.shards)} shards, {format_size(manifest.total_bytes)},"
-            f" signed by {verification.signer}"
-        )
+    from mesh.cli.verify_release import verify_here
 
-
-def _to_json(verification: Verification) -> dict[str, Any]:
-    manifest = verification.manifest
-    return {
-        "schema": SCHEMA,
-        "ok": verification.ok,
-        "release_id": manifest.release_id,
-        "name": manifest.name,
-        "signer": verification.signer,
-        "bytes": manifest.total_bytes,
-        "steps": [
-            {"name": step.name, "outcome": str(step.outcome), "detail": step.detail}
-            for step in verification.steps
-        ],
-        "shards": [
-            {
-                "file": shard.ref.file,
-                "role": shard.ref.role,
-                "layer": shard.ref.layer,
-                "size": shard.ref.size,
-                "root": shard.ref.root,
-                "ok": shard.problem is None,
-                "problem": str(shard.problem) if shard.problem else None,
-            }
-            for shard in verification.shards
-        ],
-        "unlisted_files": list(verification.unlisted_files),
-    }
+    verify_here(
+        release, store=store, deep=deep, complete=complete, trust=trust, catalog=catalog, as_json=as_json
+    )

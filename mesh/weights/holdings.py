@@ -125,6 +125,16 @@ class Holdings:
             finally:
                 self._touch(directory)
 
+    @contextmanager
+    def using(self, release: HeldRelease) -> Iterator[None]:
+        """Keep what is held of a release while it is read; that is no use of it which ``last_used`` would tell."""
+        with ExitStack() as held:
+            with locked_file(self._mutex):
+                if not release.directory.is_dir():
+                    raise NotFound(f"release {release.name} was removed from the store a moment ago")
+                held.enter_context(locked_file(release.directory / "lock", shared=True))
+            yield
+
     def pin(self, release: HeldRelease) -> None:
         (release.directory / "pinned").touch()
 

@@ -50,7 +50,12 @@ class Release:
         )
         return cls(directory, manifest, envelope, torrent, twin_torrent)
 
+    def holds(self, ref: ShardRef) -> bool:
+        """Whether the shard is meant to be here: all of them are, where ``mesh pack`` wrote."""
+        return True
+
     def shard_path(self, ref: ShardRef) -> Path:
+        """Of a shard that it ``holds``."""
         return self.directory / self.manifest.torrent.name / ref.file
 
     def twin_paths(self) -> dict[EncodedShard, Path]:

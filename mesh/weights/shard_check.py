@@ -43,6 +43,7 @@ class CheckedShard:
     header: ShardHeader | None  # None of a plain file, and of a shard with a problem
     problem: MeshError | None
     remarks: tuple[str, ...] = ()  # what ``scan`` had to say, of a shard without a problem
+    is_held: bool = True  # False: nobody looked, since it is not meant to be here
 
 
 def usable_cores() -> int:

@@ -53,6 +53,11 @@ class ShardStore:
         except FileNotFoundError:
             return None
 
+    def blob(self, ref: ShardRef) -> Path | None:
+        """Whatever lies where the blob of ``ref`` belongs, for whoever is about to check it."""
+        blob = self._blob(ref)
+        return blob if os.path.lexists(blob) else None
+
     def held(self) -> frozenset[str]:
         """Roots (hex) of all blobs."""
         return frozenset(blob.name for blob in self._blobs.iterdir() if _ROOT.fullmatch(blob.name))

@@ -1,0 +1,75 @@
+"""``mesh verify`` of a release on this machine: a directory that ``mesh pack`` or ``mesh pull`` wrote, or what a store holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from mesh.cli.believing import believed_keys
+from mesh.cli.progress import byte_progress
+from mesh.cli.stores import open_holdings
+from mesh.cli.verify_output import tell, to_json
+from mesh.dirs import store_dir
+from mesh.errors import NotFound
+from mesh.verification import verify_release
+from mesh.weights.release import Release
+from mesh.weights.signing import TrustRoot
+from mesh.weights.stored_release import StoredRelease
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A release that nobody believes yet: where its manifest lies, and how it is opened by those who know whom to trust."""
+
+    directory: Path
+    open: Callable[[TrustRoot], Release]
+
+
+def verify_here(
+    release: str,
+    *,
+    store: Path | None,
+    deep: bool,
+    complete: bool,
+    trust: Path | None,
+    catalog: str | None,
+    as_json: bool,
+) -> None:
+    """Raises the verdict: IntegrityError, LicenseRefused or NotFound, whatever is worst."""
+    with _find(release, store) as found:
+        known = believed_keys(found.directory, trust, catalog)
+        with byte_progress("verifying") as progress:
+            verification = verify_release(
+                found.open(known), known, deep=deep, complete=complete, progress=progress
+            )
+    if as_json:
+        typer.echo(json.dumps(to_json(verification)))
+    else:
+        tell(verification)
+    if (verdict := verification.verdict()) is not None:
+        raise verdict
+
+
+@contextmanager
+def _find(release: str, store: Path | None) -> Iterator[Found]:
+    """A directory of that name, else the store's release, which nobody removes meanwhile. With ``store``, only the latter."""
+    directory = Path(release)
+    if store is None and directory.is_dir():
+        yield Found(directory, lambda trust: Release.open(directory, trust))
+        return
+    if store is None and not store_dir().is_dir():  # a typing error makes no store
+        raise NotFound(f"release {release}: no such directory, and there is no store of yours yet")
+    holdings = open_holdings(store)
+    try:
+        held = holdings.find(release)
+    except NotFound as exc:
+        if store is not None:
+            raise
+        raise NotFound(f"release {release}: no such directory, and {exc}") from exc
+    with holdings.using(held):
+        yield Found(held.directory, lambda trust: StoredRelease.of(held, holdings.store, trust))
