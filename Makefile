@@ -10,7 +10,7 @@ VENV := .venv
 BIN  := $(VENV)/bin
 INSTALL = PYTHON="$(strip $(PYTHON))" TORCH="$(strip $(TORCH))" PIP_ARGS="$(strip $(PIP_ARGS))" .ci/install
 
-.PHONY: help demo test test-clients client-envs check lint types imports format proto bench bench-overhead clean
+.PHONY: help demo test test-clients client-envs check lint types imports format proto bench bench-overhead bench-failover clean
 
 help:  ## Say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,9 @@ bench: $(VENV)/.installed-dev  ## Tokens per second: one process, three nodes, t
 
 bench-overhead: $(VENV)/.installed-dev  ## Milliseconds that HTTP and the coordinator add to each token
 	@$(BIN)/python -m benchmarks.overhead
+
+bench-failover: $(VENV)/.installed-dev  ## Seconds a client waits when a stage is killed or frozen in the middle of its answer
+	@$(BIN)/python -m benchmarks.failover
 
 clean:  ## Remove what was installed and built here
 	rm -rf $(VENV) .clients .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info

@@ -12,8 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from coordinator.access.api_keys import KeyRecord, Limits, Scope
 from coordinator.state.audit import audit_row
 from coordinator.state.database import translated
+from coordinator.state.lookup import the_one
 from coordinator.state.models import ApiKeyRow
-from mesh.errors import NotFound, UsageError
 
 
 class KeyRows:
@@ -49,19 +49,17 @@ class KeyRows:
     async def revoke_key(self, key_id: str, now: float) -> KeyRecord:
         """The key whose id begins so. Raises NotFound if there is none, UsageError if there are several."""
         async with self._writing() as session:
-            rows = [
-                row
-                for row in await session.scalars(select(ApiKeyRow))
-                if key_id and _record(row).key_id.startswith(key_id)
-            ]
-            if not rows:
-                raise NotFound(f"no API key {key_id[:80]!r}; mesh-coordinator key list shows them")
-            if len(rows) > 1:
-                raise UsageError(f"{len(rows)} API keys begin with {key_id!r}; give more of the id")
-            if rows[0].revoked is None:
-                rows[0].revoked = now
-                session.add(audit_row(now, "api key revoked", _record(rows[0]).key_id, rows[0].label))
-            return _record(rows[0])
+            row = the_one(
+                await session.scalars(select(ApiKeyRow)),
+                lambda row: _record(row).key_id,
+                key_id,
+                what="API key",
+                listed_by="mesh-coordinator key list",
+            )
+            if row.revoked is None:
+                row.revoked = now
+                session.add(audit_row(now, "api key revoked", _record(row).key_id, row.label))
+            return _record(row)
 
 
 def _record(row: ApiKeyRow) -> KeyRecord:

@@ -11,8 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from coordinator.state.audit import audit_row
 from coordinator.state.database import translated
+from coordinator.state.lookup import the_one
 from coordinator.state.models import ReleaseRow
-from mesh.errors import NotFound, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +61,16 @@ class ReleaseRows:
     async def remove_release(self, release_id: str, now: float) -> ReleaseRecord:
         """The release whose id begins so. Raises NotFound if there is none, UsageError if there are several."""
         async with self._writing() as session:
-            rows = [
-                row
-                for row in await session.scalars(select(ReleaseRow).where(ReleaseRow.removed.is_(None)))
-                if release_id and row.release_id.startswith(release_id)
-            ]
-            if not rows:
-                raise NotFound(
-                    f"no release {release_id[:80]!r} was added; mesh-coordinator release list shows them"
-                )
-            if len(rows) > 1:
-                raise UsageError(f"{len(rows)} releases begin with {release_id!r}; give more of the id")
-            rows[0].removed = now
-            session.add(audit_row(now, "release removed", rows[0].release_id, rows[0].name))
-            return _record(rows[0])
+            row = the_one(
+                await session.scalars(select(ReleaseRow).where(ReleaseRow.removed.is_(None))),
+                lambda row: row.release_id,
+                release_id,
+                what="added release",
+                listed_by="mesh-coordinator release list",
+            )
+            row.removed = now
+            session.add(audit_row(now, "release removed", row.release_id, row.name))
+            return _record(row)
 
 
 def _record(row: ReleaseRow) -> ReleaseRecord:

@@ -21,9 +21,9 @@ from coordinator.state.acceptance_store import AcceptanceRows
 from coordinator.state.audit import audit_row
 from coordinator.state.database import open_database, translated
 from coordinator.state.key_store import KeyRows
+from coordinator.state.lookup import the_one
 from coordinator.state.models import AuditRow, JoinTokenRow, NodeRow
 from coordinator.state.release_store import ReleaseRows
-from mesh.errors import NotFound, UsageError
 from mesh.layers import LayerRange
 
 FILE = "state.db"
@@ -90,19 +90,17 @@ class StateStore(KeyRows, ReleaseRows, AcceptanceRows):
     async def revoke_token(self, token_id: str, now: float) -> TokenRecord:
         """The token whose id begins so. Raises NotFound if there is none, UsageError if there are several."""
         async with self._writing() as session:
-            rows = [
-                row
-                for row in await session.scalars(select(JoinTokenRow))
-                if token_id and _token(row).token_id.startswith(token_id)
-            ]
-            if not rows:
-                raise NotFound(f"no join token {token_id[:80]!r}; mesh-coordinator token list shows them")
-            if len(rows) > 1:
-                raise UsageError(f"{len(rows)} join tokens begin with {token_id!r}; give more of the id")
-            if rows[0].revoked is None:
-                rows[0].revoked = now
-                session.add(audit_row(now, "token revoked", _token(rows[0]).token_id, rows[0].label))
-            return _token(rows[0])
+            row = the_one(
+                await session.scalars(select(JoinTokenRow)),
+                lambda row: _token(row).token_id,
+                token_id,
+                what="join token",
+                listed_by="mesh-coordinator token list",
+            )
+            if row.revoked is None:
+                row.revoked = now
+                session.add(audit_row(now, "token revoked", _token(row).token_id, row.label))
+            return _token(row)
 
     # -- nodes and the audit trail
 
