@@ -7,10 +7,11 @@ The steps, in order; each ends as passed, failed, or not checked and why:
 
     1 files        no symbolic link, pipe or device lies in the release
     2 signature    the manifest's exact bytes were signed      (``Release.open`` refuses whatever was not:
-    3 trust        by a key that is believed                    there is then nothing to verify)
+    3 trust        by a key that is believed, of a publisher    there is then nothing to verify)
+                   whose catalog lists the manifest today
     4 expiry       the publisher still stands by it
     5 licence      text, notice and policy in aux are those the manifest names; every shard carries the licence
-    6 revocation   the catalog still lists it
+    6 revocation   the catalog's revocation list is fresh and forbids nothing of what is here
     7 torrent      the .torrent moves these shards and nothing else, piece layers included
     8 shards       every shard that is held hashes to its root and has a sound header
     - twins        of a release with encoded twins: each hashes to its root; with ``deep``, to its shard's when decoded
@@ -48,8 +49,8 @@ from mesh.weights.tensor_types import WEIGHT_TYPES
 LICENSE_FILES = (("LICENSE", "text_digest"), ("NOTICE", "notice_digest"), ("USE_POLICY", "policy_digest"))
 _REPACK = "its publisher must pack it again"
 
-# Is this release withdrawn? Raises a MeshError if so; returns what a reader is told.
-RevocationCheck = Callable[[Release], str]
+# May these shards of a release no longer be used? Raises a MeshError if so; returns what a reader is told.
+RevocationCheck = Callable[[Manifest, Sequence[ShardRef]], str]
 
 
 class Outcome(StrEnum):
@@ -118,12 +119,15 @@ def verify_release(
     deep: bool = False,
     complete: bool = False,
     now: datetime | None = None,
+    trusted: str | None = None,
+    acceptance: str | None = None,
     revocation: RevocationCheck | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Verification:
     """Every check there is; a failed one does not stop the next. ``progress(done, total)`` in bytes.
 
-    With ``complete`` a shard that is not held is a problem.
+    With ``complete`` a shard that is not held is a problem. ``trusted`` says why the signer is believed, if not for its
+    key alone; ``acceptance`` who accepted the licence, as far as that is on record here.
     """
     manifest = release.manifest
     signer = signer_of(release.envelope, trust).key_id
@@ -132,9 +136,9 @@ def verify_release(
     steps = (
         _files_step(release),
         Step("signature", Outcome.PASSED, f"Ed25519 over the manifest's exact bytes, release {manifest.release_id}"),
-        Step("trust", Outcome.PASSED, f"signed by {signer}"),
+        Step("trust", Outcome.PASSED, f"signed by {signer}" + (f", {trusted}" if trusted else "")),
         _expiry_step(manifest, now or datetime.now(UTC)),
-        _license_step(manifest, aux),
+        _license_step(manifest, aux, acceptance),
         _revocation_step(release, revocation),
         _torrent_step(release),
         *twins,
@@ -229,16 +233,22 @@ def _expiry_step(manifest: Manifest, now: datetime) -> Step:
     return Step("expiry", Outcome.PASSED, f"until {manifest.expires}")
 
 
-def _license_step(manifest: Manifest, aux: Shard | None) -> Step:
+def _license_step(manifest: Manifest, aux: Shard | None, acceptance: str | None) -> Step:
+    license_ = manifest.license
+    told = license_.id
+    if acceptance is not None:
+        told += f", {acceptance}"
+    elif license_.acceptance_required:
+        told += ", to be accepted; no acceptance is on record here"
     if aux is None:
         return Step(
             "licence",
             Outcome.NOT_CHECKED,
-            f"{manifest.license.id}: the texts are in aux, which is not here or bad",
+            f"{told}: the texts are in aux, which is not here or bad",
         )
     found = []
     for name, field in LICENSE_FILES:
-        wanted = getattr(manifest.license, field)
+        wanted = getattr(license_, field)
         if wanted is None:
             continue
         data = aux.bytes_of(name) if name in aux.tensors else None
@@ -248,14 +258,15 @@ def _license_step(manifest: Manifest, aux: Shard | None) -> Step:
                 "licence", ShardCorrupt(aux.role, f"{name} with SHA-256 {wanted}", actual, _REPACK)
             )
         found.append(f"{name} {actual[:16]}")
-    return Step("licence", Outcome.PASSED, f"{manifest.license.id}: {', '.join(found)}")
+    return Step("licence", Outcome.PASSED, f"{told}: {', '.join(found)}")
 
 
 def _revocation_step(release: Release, check: RevocationCheck | None) -> Step:
     if check is None:
         return Step("revocation", Outcome.NOT_CHECKED, "no catalog given")
     try:
-        return Step("revocation", Outcome.PASSED, check(release))
+        here = [ref for ref in release.manifest.shards if release.holds(ref)] or release.manifest.shards
+        return Step("revocation", Outcome.PASSED, check(release.manifest, here))
     except MeshError as exc:
         return _failed("revocation", exc)
 

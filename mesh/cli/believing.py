@@ -1,65 +1,144 @@
-"""Whom a command believes: the keys of --trust, or the keys that a catalog gives the publisher of this very release."""
+"""Whom a command believes: the keys of --trust, or the keys that a catalog gives the publisher of this very release.
+
+believe = believer(trust_file, catalog, token)      # whatever is wrong with the command line is said here
+belief = believe(envelope)                          # of one release
+open_manifest(envelope, belief.trust)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from mesh.weights.catalog.client import CatalogView
+    from mesh.verification import RevocationCheck
+    from mesh.weights.catalog.client import CatalogRelease, CatalogView
     from mesh.weights.catalog.sources import Source
+    from mesh.weights.manifest import Manifest, ShardRef
     from mesh.weights.signing import TrustRoot
 
 CatalogOption = Annotated[
     str | None,
     typer.Option(
         "--catalog",
-        help="Directory or URL of the catalog whose root --trust names: the release must be listed there today.",
+        help="DIR, URL or, with --token, a coordinator's HOST:PORT: the catalog whose root --trust names."
+        " The release must be listed there today.",
     ),
 ]
 
 _CONNECT_SECONDS = 10.0
 
 
-def believed_keys(release: Path, trust_file: Path | None, catalog: str | None) -> TrustRoot:
-    """The keys one of which must have signed ``release``. Raises NotFound, UsageError, CatalogRefused and kin."""
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """What is believed about one release. ``said`` and ``revocation`` come from a catalog; keys alone know of neither."""
+
+    trust: TrustRoot
+    said: str | None = None
+    revocation: RevocationCheck | None = None
+
+
+Believer = Callable[[bytes], Belief]
+
+
+def believer(trust_file: Path | None, catalog: str | None, token: str | None = None) -> Believer:
+    """What is believed of a manifest in an envelope. Raises NotFound, UsageError, CatalogRefused and kin."""
     from mesh.errors import UsageError
     from mesh.weights.catalog.names import is_catalog_root
     from mesh.weights.keyring import read_trust, trusted_keys
-    from mesh.weights.release import MANIFEST_FILE, read_envelope
 
-    root = read_trust(trust_file) if trust_file is not None else None
     if catalog is None:
-        return trusted_keys(trust_file)  # a list of keys, which has neither expiry nor revocation
+        known = Belief(trusted_keys(trust_file))  # a list of keys, which has neither expiry nor revocation
+        return lambda envelope: known
+    root = read_trust(trust_file) if trust_file is not None else None
     if root is None or not is_catalog_root(root):
         raise UsageError(
             "--catalog needs --trust ROOT.json, the catalog's root as its operator gave it to you"
         )
-    envelope = read_envelope(release / MANIFEST_FILE if release.is_dir() else release)
-    return open_catalog(root, catalog).find(envelope).trust
+    view = open_catalog(root, catalog, token)
+    return lambda envelope: _listed(view, envelope)
 
 
-def open_catalog(root: bytes, where: str) -> CatalogView:
+def believed_keys(release: Path, trust_file: Path | None, catalog: str | None) -> TrustRoot:
+    """The keys one of which must have signed ``release``, a directory or a manifest's envelope."""
+    from mesh.weights.release import MANIFEST_FILE, read_envelope
+
+    believe = believer(trust_file, catalog)
+    return believe(read_envelope(release / MANIFEST_FILE if release.is_dir() else release)).trust
+
+
+def open_catalog(root: bytes, where: str, token: str | None = None) -> CatalogView:
     """The catalog's state of now; what was seen last is remembered in the user's data directory."""
     from mesh.dirs import data_dir
     from mesh.weights.catalog.client import CatalogClient
 
-    return CatalogClient(data_dir() / "catalogs", root, open_source(where)).refresh()
+    return CatalogClient(data_dir() / "catalogs", root, open_source(where, token)).refresh()
 
 
-def open_source(where: str) -> Source:
-    """A directory, or whatever web server has its files."""
+def open_source(where: str, token: str | None = None) -> Source:
+    """A directory, whatever web server has its files, or a coordinator that serves it."""
     from mesh.errors import NotFound
     from mesh.weights.catalog.sources import directory_source
 
     if where.startswith(("https://", "http://")):
         return _web_source(where.rstrip("/"))
-    if not Path(where).is_dir():
-        raise NotFound(f"catalog {where}: no such directory; expected a directory or an http(s) URL")
-    return directory_source(Path(where))
+    if Path(where).is_dir():
+        return directory_source(Path(where))
+    host, _, port = where.rpartition(":")
+    if host and port.isdigit():
+        return _coordinators_source(where, token)
+    raise NotFound(f"catalog {where}: no such directory; expected a directory, an http(s) URL or HOST:PORT")
+
+
+def _listed(view: CatalogView, envelope: bytes) -> Belief:
+    """Raises NotFound for what the catalog does not list today."""
+    release = view.find(envelope)
+    said = (
+        f"publisher {release.publisher} of catalog root {view.root_version}, which lists this manifest"
+        f" (catalog version {view.version}), good until {_time(release.fresh_until)}"
+    )
+    return Belief(release.trust, said, _revocation_check(view, release))
+
+
+def _revocation_check(view: CatalogView, listed: CatalogRelease) -> RevocationCheck:
+    from mesh.errors import CatalogExpired
+    from mesh.weights.revocation import RevocationsStale
+
+    def check(manifest: Manifest, shards: Sequence[ShardRef]) -> str:
+        try:
+            revocations = view.revocation_list()
+        except CatalogExpired as exc:
+            raise RevocationsStale(
+                "the revocation list has expired and no newer one came, so nobody can say what may still be used;"
+                " the operator renews it with: mesh revoke --refresh"
+            ) from exc
+        if revocations is None:
+            return "the catalog has revoked nothing yet"
+        revocations.check(manifest, listed.signer, shards, time.time())
+        return f"list {revocations.version} of {revocations.issued}, good until {revocations.expires}, has nothing of it"
+
+    return check
+
+
+def _coordinators_source(target: str, token: str | None) -> Source:
+    from mesh.errors import UsageError
+    from mesh.token import JoinToken
+    from mesh.wire.catalog_source import coordinator_source
+    from mesh.wire.channel import format_endpoint, parse_endpoint
+
+    if token is None:
+        raise UsageError(f"--catalog {target} needs --token, a join token of that coordinator")
+    endpoint = format_endpoint(*parse_endpoint(target, what="--catalog"))
+    return coordinator_source(endpoint, JoinToken.parse(token).secret)
+
+
+def _time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _web_source(url: str) -> Source:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mesh.cli.believing import CatalogOption
+from mesh.cli.believing import CatalogOption, believer
 from mesh.cli.stores import StoreOption
 
 
@@ -29,7 +29,10 @@ def verify(
     ] = False,
     trust: Annotated[
         Path | None,
-        typer.Option(envvar="MESH_TRUST", help="The publisher's public key. Default: every key of yours."),
+        typer.Option(
+            envvar="MESH_TRUST",
+            help="The publisher's public key, or with --catalog its root. Default: every key of yours.",
+        ),
     ] = None,
     fleet: Annotated[
         bool, typer.Option("--fleet", help="Ask every node of a mesh to prove that it holds its shards now.")
@@ -38,7 +41,10 @@ def verify(
         str | None, typer.Option(envvar="MESH_COORDINATOR", help="With --fleet: its HOST:PORT.")
     ] = None,
     token: Annotated[
-        str | None, typer.Option(envvar="MESH_TOKEN", help="With --fleet: a join token of that coordinator.")
+        str | None,
+        typer.Option(
+            envvar="MESH_TOKEN", help="With --fleet, or a catalog at HOST:PORT: a join token of it."
+        ),
     ] = None,
     leaves: Annotated[
         int, typer.Option(min=1, max=32, help="With --fleet: 16 KiB blocks each node must show.")
@@ -71,6 +77,5 @@ def verify(
         )
     from mesh.cli.verify_release import verify_here
 
-    verify_here(
-        release, store=store, deep=deep, complete=complete, trust=trust, catalog=catalog, as_json=as_json
-    )
+    believe = believer(trust, catalog, token)
+    verify_here(release, store=store, deep=deep, complete=complete, believe=believe, as_json=as_json)

@@ -10,14 +10,17 @@ from pathlib import Path
 
 import typer
 
-from mesh.cli.believing import believed_keys
+from mesh.cli.believing import Believer
 from mesh.cli.progress import byte_progress
 from mesh.cli.stores import open_holdings
 from mesh.cli.verify_output import tell, to_json
-from mesh.dirs import store_dir
+from mesh.dirs import data_dir, store_dir
 from mesh.errors import NotFound
 from mesh.verification import verify_release
-from mesh.weights.release import Release
+from mesh.weights.acceptance import terms
+from mesh.weights.acceptance_book import AcceptanceBook
+from mesh.weights.manifest import Manifest
+from mesh.weights.release import MANIFEST_FILE, Release, read_envelope
 from mesh.weights.signing import TrustRoot
 from mesh.weights.stored_release import StoredRelease
 
@@ -27,6 +30,7 @@ class Found:
     """A release that nobody believes yet: where its manifest lies, and how it is opened by those who know whom to trust."""
 
     directory: Path
+    data: Path  # of the node whose acceptances count here
     open: Callable[[TrustRoot], Release]
 
 
@@ -36,16 +40,24 @@ def verify_here(
     store: Path | None,
     deep: bool,
     complete: bool,
-    trust: Path | None,
-    catalog: str | None,
+    believe: Believer,
     as_json: bool,
 ) -> None:
     """Raises the verdict: IntegrityError, LicenseRefused or NotFound, whatever is worst."""
     with _find(release, store) as found:
-        known = believed_keys(found.directory, trust, catalog)
+        belief = believe(read_envelope(found.directory / MANIFEST_FILE))
+        opened = found.open(belief.trust)
+        accepted = describe_acceptance(opened.manifest, found.data)
         with byte_progress("verifying") as progress:
             verification = verify_release(
-                found.open(known), known, deep=deep, complete=complete, progress=progress
+                opened,
+                belief.trust,
+                deep=deep,
+                complete=complete,
+                trusted=belief.said,
+                acceptance=accepted,
+                revocation=belief.revocation,
+                progress=progress,
             )
     if as_json:
         typer.echo(json.dumps(to_json(verification)))
@@ -60,7 +72,7 @@ def _find(release: str, store: Path | None) -> Iterator[Found]:
     """A directory of that name, else the store's release, which nobody removes meanwhile. With ``store``, only the latter."""
     directory = Path(release)
     if store is None and directory.is_dir():
-        yield Found(directory, lambda trust: Release.open(directory, trust))
+        yield Found(directory, data_dir() / "node", lambda trust: Release.open(directory, trust))
         return
     if store is None and not store_dir().is_dir():  # a typing error makes no store
         raise NotFound(f"release {release}: no such directory, and there is no store of yours yet")
@@ -71,5 +83,19 @@ def _find(release: str, store: Path | None) -> Iterator[Found]:
         if store is not None:
             raise
         raise NotFound(f"release {release}: no such directory, and {exc}") from exc
+    data = data_dir() / "node" if store is None else holdings.store.directory.parent
     with holdings.using(held):
-        yield Found(held.directory, lambda trust: StoredRelease.of(held, holdings.store, trust))
+        yield Found(held.directory, data, lambda trust: StoredRelease.of(held, holdings.store, trust))
+
+
+def describe_acceptance(manifest: Manifest, data: Path) -> str | None:
+    """Who accepted this release's very texts, by the signed records in a node's data directory; None if nobody did.
+
+    Raises IntegrityError for a record that is not what was signed.
+    """
+    found = [
+        record
+        for record in AcceptanceBook(data).records()
+        if (record.release_id, terms(record.license)) == (manifest.release_id, terms(manifest.license))
+    ]
+    return ", ".join(f"accepted {record.accepted} by {record.node_id}" for record in found) or None

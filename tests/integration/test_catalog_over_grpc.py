@@ -18,6 +18,7 @@ from coordinator.membership import Membership
 from coordinator.served_catalog import ServedCatalog
 from coordinator.service import CoordinatorService, OfferedRelease
 from coordinator.state import open_state
+from mesh.cli.believing import open_catalog
 from mesh.errors import (
     CatalogExpired,
     CatalogRefused,
@@ -26,6 +27,7 @@ from mesh.errors import (
     NotAuthorised,
     NotFound,
     UnknownKey,
+    UsageError,
 )
 from mesh.token import JoinToken
 from mesh.weights.license_text import LicenseTexts
@@ -59,6 +61,7 @@ class Mesh:
     client: CoordinatorClient
     token: JoinToken
     node_dir: Path
+    target: str
     following: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def ask(self) -> OfferedBytes:
@@ -126,7 +129,7 @@ async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
         token = await create_token(state, served.root_digest, "test", world.clock.wall())
         async with open_channel(f"127.0.0.1:{port}") as channel:
             client = CoordinatorClient(channel, f"127.0.0.1:{port}", node_id="node", incarnation=1)
-            mesh = Mesh(world, served, client, token, tmp_path / "node")
+            mesh = Mesh(world, served, client, token, tmp_path / "node", f"127.0.0.1:{port}")
             yield mesh
             for task in mesh.following:
                 task.cancel()
@@ -141,6 +144,19 @@ async def test_node_believes_the_keys_that_the_catalog_gives_its_publisher(mesh:
     assert list(believed.keys.keys) == [mesh.world.keys.acme.public.key_id]
     assert believed.catalog is not None
     believed.catalog.check()
+
+
+async def test_verifier_with_a_token_reads_the_catalog_from_the_coordinator(
+    mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "user"))
+    view = await asyncio.to_thread(open_catalog, mesh.world.pinned, mesh.target, mesh.token.encode())
+    assert (await asyncio.to_thread(view.release, PATH)).manifest == named("tiny")
+    with pytest.raises(UsageError, match="--token"):
+        open_catalog(mesh.world.pinned, mesh.target)
+    strange = replace(mesh.token, secret=b"x" * 16)
+    with pytest.raises(NotAuthorised):
+        await asyncio.to_thread(open_catalog, mesh.world.pinned, mesh.target, strange.encode())
 
 
 async def test_manifest_that_the_catalog_does_not_list_is_refused(mesh: Mesh) -> None:

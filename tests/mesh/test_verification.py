@@ -42,7 +42,7 @@ def outcomes(verification: Verification) -> dict[str, Outcome]:
 
 
 def test_sound_release_passes_every_step(release: Release, packed: PackedRelease) -> None:
-    found = verify_release(release, packed.trust, deep=True, revocation=lambda _: "listed")
+    found = verify_release(release, packed.trust, deep=True, revocation=lambda *_: "listed")
     assert set(outcomes(found).values()) == {Outcome.PASSED}
     assert found.verdict() is None
     assert [shard.ref for shard in found.shards] == list(packed.manifest.shards)
@@ -113,7 +113,7 @@ def test_text_that_the_manifest_names_must_be_in_aux(
 
 
 def test_withdrawn_release_fails_by_its_reason(release: Release, packed: PackedRelease) -> None:
-    def withdrawn(_: Release) -> str:
+    def withdrawn(*_: object) -> str:
         raise LicenseRefused("revoked: licence withdrawn")
 
     found = verify_release(release, packed.trust, revocation=withdrawn)

@@ -47,6 +47,7 @@ from mesh.weights.catalog.names import (
 from mesh.weights.catalog.sources import Source, SourceFetcher
 from mesh.weights.disk import naming_full_disk
 from mesh.weights.manifest import Manifest
+from mesh.weights.revocation import RevocationList
 from mesh.weights.signing import MAX_ENVELOPE_BYTES, TrustRoot, open_manifest, signer_of
 
 MAX_REVOCATIONS_BYTES = 1024 * 1024
@@ -218,6 +219,11 @@ class CatalogView:
             return None
         takedown = self._read(TAKEDOWN)
         return SignedRevocations(data, takedown.signed.version, takedown.signed.expires.timestamp())
+
+    def revocation_list(self) -> RevocationList | None:
+        """The same, read. Raises ManifestInvalid for one that is none."""
+        signed = self.revocations()
+        return None if signed is None else RevocationList.parse(signed.data)
 
     def _manifests(self) -> Iterator[tuple[str, TargetFile]]:
         """Every manifest that is published, in the order of the delegations."""

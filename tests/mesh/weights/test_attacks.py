@@ -61,6 +61,12 @@ ROWS = (
     ("poisoned quantisation", HERE, "test_scales_that_are_no_numbers_are_found_although_they_are_signed"),
     ("poisoned provenance", HERE, "test_provenance_cannot_be_changed_without_the_key"),
     ("stripped licence", "mesh/test_publishing.py", "test_a_shard_of_another_license_is_refused"),
+    ("stolen key, revoked by the list", "mesh/weights/test_revocation.py", "test_a_revoked_key_takes_whatever_it_signed_however_old_it_says_it_is"),
+    ("revoked, verified all the same", "mesh/test_verify_catalog.py", "test_what_was_revoked_fails_by_its_entry"),
+    ("rollback of the revocation list", CATALOG, "test_list_that_is_rolled_back_is_refused_even_with_the_online_key"),
+    ("revocation list held back", "mesh/test_verify_catalog.py", "test_stale_list_permits_nothing"),
+    ("revocation list of another role", "mesh/test_verify_catalog.py", "test_list_that_the_takedown_role_did_not_sign_is_refused"),
+    ("acceptance by another's key", "mesh/weights/test_acceptance.py", "test_nobody_signs_for_another_node"),
     ("replayed proof", "mesh/weights/test_proof.py", "test_replayed_answer_is_refused"),
     ("proof by another's key", "mesh/weights/test_proof.py", "test_answer_of_another_key_is_refused"),
 )  # fmt: skip

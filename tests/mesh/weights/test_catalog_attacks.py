@@ -14,6 +14,7 @@ from mesh.errors import CatalogExpired, CatalogRefused, NotFound, UnknownKey
 from mesh.weights.catalog.names import metadata_file, target_file
 from mesh.weights.catalog.plan import RoleKeys
 from mesh.weights.catalog.sources import directory_source
+from mesh.weights.revocation import Kind, Reason, Revocation, RevocationList, timestamp
 from mesh.weights.signing import PrivateKey, sign_manifest
 from tests.support.catalogs import PATH, CatalogWorld, make_world, named
 
@@ -90,6 +91,21 @@ def test_publisher_whose_role_is_rolled_back_is_refused_even_with_the_online_key
         world.view().release(PATH)
     resign_online(world, publisher_acme=meta_of(world, "publisher-acme", 1))
     with pytest.raises(CatalogRefused, match="publisher-acme"):
+        world.view()
+
+
+def test_list_that_is_rolled_back_is_refused_even_with_the_online_key(world: CatalogWorld) -> None:
+    """What was revoked since would be allowed again: whoever has seen the newer list takes no older one."""
+    now, keys = world.clock.wall(), [world.keys.takedown, world.keys.online]
+    before = RevocationList.first(now)
+    after = before.adding(
+        [Revocation(Kind.RELEASE, named("tiny").release_id, Reason.DMCA, timestamp(now))], now
+    )
+    for listed in (before, after):
+        world.catalog.set_revocations(listed.to_bytes(), listed.expires_at, keys)
+    assert world.view().revocation_list() == after
+    resign_online(world, takedown=meta_of(world, "takedown", newest(world, "takedown") - 1))
+    with pytest.raises(CatalogRefused, match="takedown"):
         world.view()
 
 
