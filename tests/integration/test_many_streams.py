@@ -24,8 +24,8 @@ PROMPTS = ("hello", "a torrent", "the sea")
 class Streamed:
     who: str
     prompt: str
-    ids: tuple[int, ...]
-    seconds: float  # until its last token
+    ids: tuple[str, ...]
+    ended: float  # monotonic seconds
 
 
 def make_key(data: Path, label: str) -> str:
@@ -37,7 +37,7 @@ def make_key(data: Path, label: str) -> str:
 
 
 async def stream(client: httpx.AsyncClient, model: str, who: str, key: str, prompt: str) -> Streamed:
-    began, ids = time.monotonic(), []
+    ids: list[str] = []
     body = {
         "model": model, "prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "stream": True,
         "ignore_eos": True, "logprobs": 0,
@@ -52,7 +52,7 @@ async def stream(client: httpx.AsyncClient, model: str, who: str, key: str, prom
         choice = json.loads(line[6:])["choices"][0]
         if choice["logprobs"]:
             ids += choice["logprobs"]["tokens"]
-    return Streamed(who, prompt, tuple(ids), time.monotonic() - began)
+    return Streamed(who, prompt, tuple(ids), time.monotonic())
 
 
 async def test_two_hundred_streams_are_all_whole_and_a_flood_does_not_starve_another_key(
@@ -95,6 +95,7 @@ async def test_two_hundred_streams_are_all_whole_and_a_flood_does_not_starve_ano
     assert health["status"] == "ok"
     assert all(len(answer.ids) == TOKENS for answer in answers)
     assert [answer for answer in answers if answer.ids != alone[answer.prompt]] == []
-    last_of_flood = max(answer.seconds for answer in answers if answer.who == "flood")
-    last_of_polite = max(answer.seconds for answer in answers if answer.who == "polite")
-    assert last_of_polite < 0.75 * last_of_flood
+    # Served in the order they came, the polite would be the last of all.
+    last_of_polite = max(answer.ended for answer in answers if answer.who == "polite")
+    later = sum(answer.ended > last_of_polite for answer in answers if answer.who == "flood")
+    assert later >= FLOOD // 20

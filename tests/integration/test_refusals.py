@@ -136,7 +136,9 @@ async def test_address_beyond_this_machine_is_exit_2_without_insecure(
     up = coordinator_command(packed.directory, packed.trust_file, tmp_path / "c")
     refused(await run([*up, "--listen", "192.0.2.1:0"]), 2, "--insecure")
     refused(await run([*up, "--grpc", "192.0.2.1:0"]), 2, "--insecure")
-    seed = seeder_command(packed.directory, packed.trust_file, door.grpc, door.token)
+    # An open release is offered to anybody; a licensed one must not be, by an address alone.
+    licensed = pack_tiny(tmp_path / "licensed", license_id="LicenseRef-terms", license_text=b"terms")
+    seed = seeder_command(licensed.directory, licensed.trust_file, door.grpc, door.token)
     refused(await run([*seed, "--listen", "192.0.2.1:0"]), 2, "--insecure")
 
 
