@@ -71,6 +71,13 @@ def up(
             envvar="MESH_COORDINATOR_LEASE", help="Seconds after which a silent node counts as lost."
         ),
     ] = LEASE_SECONDS,
+    max_session_tokens: Annotated[
+        int | None,
+        typer.Option(
+            envvar="MESH_MAX_SESSION_TOKENS",
+            help="Most tokens that prompt and answer of one session may hold. Default: the model's context.",
+        ),
+    ] = None,
     no_token: Annotated[
         bool, typer.Option("--no-token", help="Make no join token; those made before stay valid.")
     ] = False,
@@ -98,6 +105,7 @@ def up(
         advertise=advertise,
         data=data_directory(data),
         lease_seconds=lease,
+        max_session_tokens=max_session_tokens,
         make_token=not no_token,
         insecure=insecure,
         has_api_keys=has_keys(data_directory(data)),

@@ -10,6 +10,8 @@ from coordinator.topology import Endpoint
 from mesh.errors import UsageError
 from mesh.wire.channel import is_loopback, require_loopback
 
+LEAST_SESSION_TOKENS = 2  # one that is asked, one that is answered
+
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorConfig:
@@ -26,6 +28,7 @@ class CoordinatorConfig:
         None  # TUF repository that lists the release; None: a plain list of keys is believed
     )
     online_keys: tuple[str, ...] = ()  # of the catalog; empty: any that the operator keeps
+    max_session_tokens: int | None = None  # prompt and answer of one session; None: the model's context
     has_api_keys: bool = False  # some key is on record: clients are asked for one
 
     def __post_init__(self) -> None:
@@ -41,6 +44,11 @@ class CoordinatorConfig:
             )
         if not 0.5 <= self.lease_seconds <= 3600:
             raise UsageError(f"--lease {self.lease_seconds:g}: expected 0.5 to 3600 seconds")
+        if self.max_session_tokens is not None and self.max_session_tokens < LEAST_SESSION_TOKENS:
+            raise UsageError(
+                f"--max-session-tokens {self.max_session_tokens}: expected {LEAST_SESSION_TOKENS} or more, "
+                "for a prompt and its answer"
+            )
 
     def reachable(self, endpoint: Endpoint) -> Endpoint:
         """The address to tell others for one that we listen on."""

@@ -56,7 +56,9 @@ def run(config: CoordinatorConfig, on_listening: OnListening) -> int | None:
     trust = TrustRoot.of(*(each.signer for each in verified))
     hosting = Hosting(clock)
     for each in verified:
-        hosting.add(host(each, trust, config.lease_seconds, clock))
+        hosting.add(
+            host(each, trust, config.lease_seconds, clock, max_session_tokens=config.max_session_tokens)
+        )
     with locked_directory(config.data, "mesh-coordinator"):
         return run_until_signal(_serve(config, hosting, trust, catalog, on_listening, clock))
 
@@ -91,7 +93,9 @@ async def _serve(
 
     async with AsyncExitStack() as stack:
         state = await stack.enter_async_context(_remembering(config))
-        releasing = Releasing(hosting, state, trust, config.lease_seconds, clock, catalog)
+        releasing = Releasing(
+            hosting, state, trust, config.lease_seconds, clock, catalog, config.max_session_tokens
+        )
         await releasing.look()
         callers = Callers(state, clock)
         nodes = await stack.enter_async_context(

@@ -32,9 +32,11 @@ class Releasing:
         lease_seconds: float,
         clock: Clock,
         catalog: ServedCatalog | None = None,
+        max_session_tokens: int | None = None,
     ) -> None:
         self._hosting, self._state, self._trust, self._catalog = hosting, state, trust, catalog
         self._lease_seconds, self._clock = lease_seconds, clock
+        self._max_session_tokens = max_session_tokens
         self._seen: set[ReleaseRecord] = set()
 
     async def run(self) -> None:
@@ -65,7 +67,12 @@ class Releasing:
                     f"{record.directory} holds another release than when it was added; add it again"
                 )
             hosted = host(
-                verified, self._trust, self._lease_seconds, self._clock, at_once=record.replaces_at_once
+                verified,
+                self._trust,
+                self._lease_seconds,
+                self._clock,
+                max_session_tokens=self._max_session_tokens,
+                at_once=record.replaces_at_once,
             )
         except MeshError as exc:
             logger.error("release not served", extra={"directory": record.directory, "reason": str(exc)})

@@ -28,11 +28,13 @@ class ServedModel:
     pipeline: TokenPipeline
     admission: Admission  # the door in front of the pipeline
     created: int  # seconds since the Unix epoch
+    max_session_tokens: int | None = None  # of KV cache, if the operator grants less than the model's context
 
     @property
     def context_length(self) -> int:
-        """Tokens, prompt and answer together."""
-        return self.manifest.config.context_length
+        """Tokens, prompt and answer together. What one session may not hold does not exist for clients."""
+        trained = self.manifest.config.context_length
+        return trained if self.max_session_tokens is None else min(trained, self.max_session_tokens)
 
     @property
     def fingerprint(self) -> str:

@@ -58,7 +58,13 @@ def verify(directory: Path, trust: TrustRoot, catalog: ServedCatalog | None = No
 
 
 def host(
-    verified: VerifiedRelease, trust: TrustRoot, lease_seconds: float, clock: Clock, *, at_once: bool = False
+    verified: VerifiedRelease,
+    trust: TrustRoot,
+    lease_seconds: float,
+    clock: Clock,
+    *,
+    max_session_tokens: int | None = None,
+    at_once: bool = False,
 ) -> Hosted:
     """Everything that serves it; nothing is open yet. ``trust`` is what nodes are told."""
     manifest = verified.release.manifest
@@ -69,7 +75,7 @@ def host(
         offered=_offered(verified, trust),
         membership=membership,
         availability=availability,
-        model=_served_model(verified, pipeline, Admission(availability, clock)),
+        model=_served_model(verified, pipeline, Admission(availability, clock), max_session_tokens),
         close=_closing(availability, pipeline),
         replaces_at_once=at_once,
     )
@@ -105,7 +111,9 @@ def _twin_torrent(release: Release) -> bytes:
     return torrent if size <= MAX_MESSAGE_BYTES - _OFFER_ROOM_BYTES else b""
 
 
-def _served_model(verified: VerifiedRelease, pipeline: Pipeline, admission: Admission) -> ServedModel:
+def _served_model(
+    verified: VerifiedRelease, pipeline: Pipeline, admission: Admission, max_session_tokens: int | None
+) -> ServedModel:
     manifest, tokenizer = verified.release.manifest, Tokenizer.from_aux(verified.aux)
     return ServedModel(
         name=manifest.name,
@@ -115,4 +123,5 @@ def _served_model(verified: VerifiedRelease, pipeline: Pipeline, admission: Admi
         pipeline=pipeline,
         admission=admission,
         created=int(datetime.fromisoformat(manifest.created).timestamp()),
+        max_session_tokens=max_session_tokens,
     )

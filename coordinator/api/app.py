@@ -216,7 +216,7 @@ def _describe(model: ServedModel, now: MeshHealth) -> dict[str, Any]:
         "owned_by": "llama-mesh",
         "max_model_len": model.context_length,
         "meta": {
-            "n_ctx_train": model.context_length,
+            "n_ctx_train": manifest.config.context_length,
             "n_vocab": manifest.config.vocab_size,
             "size": manifest.total_bytes,
         },

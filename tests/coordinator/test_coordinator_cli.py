@@ -216,6 +216,15 @@ def test_addresses_that_strangers_can_reach_need_insecure(
     assert not data.exists()
 
 
+def test_a_session_that_could_hold_no_answer_is_a_usage_error(
+    packed: PackedRelease, data: Path, refused: Refused
+) -> None:
+    code, line = refused("up", *options(packed, data, **{"max-session-tokens": 1}))
+    assert code == 2
+    assert "--max-session-tokens 1: expected 2 or more" in line
+    assert not data.exists()
+
+
 def test_a_release_of_an_unknown_publisher_is_refused_before_anything_listens(
     packed: PackedRelease, data: Path, tmp_path: Path, refused: Refused
 ) -> None:

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coordinator.access.admission import Admission
 from coordinator.access.callers import anonymous
 from coordinator.generation import Chat, FinishEvent, GenerationRequest, TextEvent, admit, generate
 from coordinator.stop_text import StopText
 from coordinator.token_pipeline import PipelineLost
 from mesh.errors import RequestRefused
 from mesh.model.sampling import SamplingParams
-from tests.support.fake_pipeline import FakePipeline, refused
+from tests.support.fake_pipeline import FakePipeline, FakeRoom, refused
 from tests.support.served_model import EOS, served_model
 
 PROMPT = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
@@ -183,6 +184,36 @@ async def test_a_prompt_beyond_the_context_is_refused_before_a_session_is_opened
         "messages",
     )
     assert pipeline.requests == []
+
+
+@pytest.mark.parametrize(
+    ("content", "max_tokens", "param"),
+    [("x" * 80, 1, "messages"), ("hi", 64 - PROMPT_TOKENS + 1, "max_tokens")],
+)
+async def test_more_than_a_session_may_hold_is_refused_before_anything_is_reserved(
+    content: str, max_tokens: int, param: str
+) -> None:
+    pipeline, room = FakePipeline(b"x"), FakeRoom()
+    model = dataclasses.replace(served_model(pipeline, admission=Admission(room)), max_session_tokens=64)
+    wanted = request(content=content, max_tokens=max_tokens)
+    with pytest.raises(RequestRefused, match="maximum context length is 64 tokens") as refusal:
+        [_ async for _ in generate(model, wanted, anonymous())]
+    assert (refusal.value.status, refusal.value.param) == (400, param)
+    assert pipeline.requests == []
+    assert room.most_reserved == 0
+
+
+async def test_an_answer_of_no_given_length_gets_what_a_session_may_hold() -> None:
+    pipeline = FakePipeline(b"x" * 600)
+    model = dataclasses.replace(served_model(pipeline), max_session_tokens=64)
+    *_, finish = [event async for event in generate(model, request(max_tokens=None), anonymous())]
+    assert isinstance(finish, FinishEvent)
+    assert finish.usage.prompt_tokens + finish.usage.completion_tokens == 64
+
+
+def test_a_session_never_holds_more_than_the_model_was_trained_for() -> None:
+    model = dataclasses.replace(served_model(FakePipeline(b"")), max_session_tokens=1 << 20)
+    assert model.context_length == 512
 
 
 def test_max_tokens_beyond_the_context_is_refused_in_words_that_clients_recognise() -> None:

@@ -115,7 +115,7 @@ class FakeRoom:
 
     def __init__(self, tokens: int | None = None, route: Route | None = None) -> None:
         self.tokens, self.route = tokens, route or fake_route(0, 2, 4)
-        self.ledger = KvLedger()
+        self.ledger, self.most_reserved = KvLedger(), 0
         self.hopeless: RequestRefused | None = None
 
     def check(self, tokens: int) -> None:
@@ -126,6 +126,7 @@ class FakeRoom:
         used = self.ledger.tokens(self.route.stages[0])
         if self.tokens is not None and used + tokens > self.tokens:
             return None
+        self.most_reserved = max(self.most_reserved, used + tokens)
         return self.route, self.ledger.reserve(self.route.stages, tokens)
 
     def release(self, reservation: Reservation) -> None:
