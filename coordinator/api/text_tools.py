@@ -1,4 +1,7 @@
-"""``/tokenize``, ``/detokenize`` and ``/apply-template`` as llama.cpp's server has them: what a model reads, made visible."""
+"""``/tokenize``, ``/detokenize`` and ``/apply-template`` as llama.cpp's server has them: what a model reads, made visible.
+
+Also understood in vLLM's words, with its ``/tokenizer_info``: where lm-eval finds them it needs no tokenizer of its own.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from coordinator.api.chat_request import ChatMessage, TemplateVariables, to_messages
 from coordinator.api.conversation import Conversation, render
@@ -24,9 +27,11 @@ class _OfModel(Lenient):
 
 
 class TokenizeRequest(_OfModel):
-    content: Text
+    content: Text = Field(validation_alias=AliasChoices("content", "prompt"))
     add_special: bool | None = Field(
-        None, description="Begin as the model was trained to (BOS); false if absent."
+        None,
+        validation_alias=AliasChoices("add_special", "add_special_tokens"),
+        description="Begin as the model was trained to (BOS); false if absent.",
     )
     parse_special: bool | None = Field(
         None, description="Special tokens are always recognised; false is refused."
@@ -74,8 +79,19 @@ def text_routes(find: Callable[[str | None, Request], ServedModel]) -> APIRouter
                 f"tokens: {max(body.tokens)} is not in the model's vocabulary of {vocab_size}",
                 param="tokens",
             )
-        decode = model.tokenizer.decode
-        return {"content": await asyncio.to_thread(decode, body.tokens, show_special=True)}
+        text = await asyncio.to_thread(model.tokenizer.decode, body.tokens, show_special=True)
+        return {"content": text, "prompt": text}
+
+    @router.get("/tokenizer_info")
+    async def tokenizer_info(request: Request, model: str | None = None) -> dict[str, Any]:
+        found = find(model, request)
+        config, token = found.manifest.config, found.tokenizer.token
+        return {
+            "bos_token": None if config.bos_token_id is None else token(config.bos_token_id),
+            "eos_token": token(config.eos_token_ids[0]) if config.eos_token_ids else None,
+            "model_max_length": found.context_length,
+            "chat_template": found.chat_template.source,
+        }
 
     @router.post("/apply-template")
     async def apply_template(body: TemplateRequest, request: Request) -> dict[str, str]:

@@ -38,7 +38,24 @@ async def test_text_survives_tokenize_and_detokenize(client: httpx.AsyncClient) 
     text = "<|im_start|>né 😀<|im_end|>"
     tokens = (await post(client, "/tokenize", content=text))["tokens"]
     assert tokens == [257, *"né 😀".encode(), 258]
-    assert await post(client, "/detokenize", tokens=tokens, model="tiny") == {"content": text}
+    assert await post(client, "/detokenize", tokens=tokens, model="tiny") == {"content": text, "prompt": text}
+
+
+async def test_vllms_words_are_understood(client: httpx.AsyncClient) -> None:
+    """As lm-eval's remote tokenizer says them."""
+    told = await post(client, "/tokenize", prompt="hi", add_special_tokens=False)
+    assert told == {"tokens": [*b"hi"]}
+    info = (await client.get("/tokenizer_info")).json()
+    for name in ("bos_token", "eos_token"):
+        assert len((await post(client, "/tokenize", prompt=info[name]))["tokens"]) == 1
+    assert info["model_max_length"] == 512
+    assert "<|im_start|>" in info["chat_template"]
+
+
+async def test_tokenizer_info_is_of_a_model_that_is_here(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/tokenizer_info?model=tiny")).status_code == 200
+    absent = await client.get("/tokenizer_info?model=absent")
+    assert (absent.status_code, absent.json()["error"]["code"]) == (404, "model_not_found")
 
 
 async def test_pieces_are_text_or_bytes(client: httpx.AsyncClient) -> None:
