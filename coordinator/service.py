@@ -260,10 +260,12 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         _check_protocol(request.protocol, "")
         await self._authorize(request.token_secret)
         hosted = self._releases.find(request.release)
+        accepted = await self._state.acceptance_records(hosted.offered.release_id)
+        nodes = hosted.membership.view(self._clock.monotonic()).nodes
         return coordinator_pb2.FleetReply(
             release_id=hosted.offered.release_id,
             manifest=hosted.offered.envelope,
-            nodes=[_wire_node(node) for node in hosted.membership.view(self._clock.monotonic()).nodes],
+            nodes=[_wire_node(node, accepted.get(node.node_id, b"")) for node in nodes],
         )
 
     async def _authorize(self, secret: bytes) -> None:
@@ -372,12 +374,13 @@ def _peer_host(peer: str) -> str:
     return parse_endpoint(unquote(peer.partition(":")[2]), what="peer")[0]
 
 
-def _wire_node(node: Node) -> coordinator_pb2.FleetNode:
+def _wire_node(node: Node, license_acceptance: bytes) -> coordinator_pb2.FleetNode:
     message = coordinator_pb2.FleetNode(
         node_id=node.node_id,
         name=node.name,
         layers=common_pb2.LayerRange(start=node.layers.start, stop=node.layers.stop),
         state=coordinator_pb2.NodeState.Value(node.state.upper()),  # type: ignore[arg-type]
+        license_acceptance=license_acceptance,
     )
     if node.report.stage is not None:
         host, port = node.report.stage

@@ -1,8 +1,9 @@
 """Ask every node of a mesh for proof that it holds the licensed bytes now, and say what came back.
 
-The coordinator is believed in nothing but where to ask: the manifest is verified with the operator's own trust, and a
-node's word is its own signature. The report carries each challenge and signature, so that whoever is given it can check
-it again without us (``mesh/weights/proof.py`` says over which bytes).
+The coordinator is believed in nothing but where to ask: the manifest is verified with the operator's own trust, a node's
+proof is signed by its own key, and so is the record of its accepting the licence. The report carries each challenge,
+signature and record, so that whoever is given it can check it again without us (``mesh/weights/proof.py`` and
+``mesh/weights/acceptance.py`` say over which bytes).
 
 Knows the Fleet and Proof calls and the report. Knows nothing of command lines.
 """
@@ -20,9 +21,11 @@ from typing import Any
 import grpc.aio
 
 from mesh import strict_json
+from mesh.belief import Belief, Believer
 from mesh.clock import Clock
-from mesh.errors import IntegrityError, MeshError, Temporary, Unreachable
+from mesh.errors import IntegrityError, LicenseRefused, MeshError, Temporary, Unreachable
 from mesh.layers import LayerRange
+from mesh.weights.acceptance import MAX_ACCEPTANCE_BYTES, LicenseAcceptance, open_acceptance
 from mesh.weights.manifest import Manifest, ShardRef
 from mesh.weights.proof import (
     MAX_LEAVES,
@@ -35,7 +38,7 @@ from mesh.weights.proof import (
     check_answer,
     num_blocks,
 )
-from mesh.weights.signing import PrivateKey, TrustRoot, open_manifest
+from mesh.weights.signing import PrivateKey, open_manifest
 from mesh.wire import coordinator_pb2, coordinator_pb2_grpc, proof_pb2, proof_pb2_grpc
 from mesh.wire.channel import format_endpoint, open_channel
 from mesh.wire.protocol import VERSION
@@ -56,11 +59,13 @@ class FleetNode:
     name: str
     layers: LayerRange
     endpoint: str | None  # HOST:PORT of its stage; None: it serves nothing yet
+    acceptance: bytes = b""  # the record that the coordinator has of it, if any
 
 
 @dataclass(frozen=True, slots=True)
 class NodeProof:
-    """What one node proved. ``problem`` is None if every block that was asked for is the licensed one."""
+    """What one node proved. ``problem`` is None if every block that was asked for is the licensed one, ``license_problem``
+    if its acceptance is on record or none is needed."""
 
     node: FleetNode
     challenge: Challenge
@@ -68,12 +73,19 @@ class NodeProof:
     answer: Answer | None
     findings: tuple[LeafFinding, ...]
     problem: MeshError | None
+    accepted: LicenseAcceptance | None = None
+    license_problem: MeshError | None = None
+
+    @property
+    def problems(self) -> tuple[MeshError, ...]:
+        return tuple(problem for problem in (self.problem, self.license_problem) if problem is not None)
 
     @property
     def state(self) -> str:
-        if self.problem is None:
+        if not self.problems:
             return "proved"
-        return "not reached" if isinstance(self.problem, Unreachable | Temporary) else "FAILED"
+        unreached = all(isinstance(problem, Unreachable | Temporary) for problem in self.problems)
+        return "not reached" if unreached else "FAILED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +94,9 @@ class FleetReport:
     coordinator: str
     created: str
     proofs: tuple[NodeProof, ...]
+    catalog: str | None = None  # what it says of who publishes this
+    revocation: str | None = None  # what its list says; None: nobody asked
+    revocation_problem: MeshError | None = None
 
     @property
     def unproved_layers(self) -> tuple[int, ...]:
@@ -93,15 +108,27 @@ class FleetReport:
         )
 
     def verdict(self) -> MeshError | None:
-        """One error that names every node that proved nothing: a lie outweighs silence."""
-        failed = [proof for proof in self.proofs if proof.problem is not None]
-        if not failed:
-            return None if self.proofs else Unreachable("no node is in this mesh; nobody can be asked")
-        lied = any(proof.state == "FAILED" for proof in failed)
-        text = "; ".join(f"{proof.node.name}: {proof.problem}" for proof in failed)
-        return (IntegrityError if lied else Unreachable)(
-            f"{len(failed)} of {len(self.proofs)} nodes gave no proof: {text}"
-        )
+        """One error that names every node that failed: a lie outweighs a broken rule, and that outweighs silence."""
+        failed = [proof for proof in self.proofs if proof.problems]
+        problems = [problem for proof in failed for problem in proof.problems]
+        parts = []
+        if self.revocation_problem is not None:
+            problems.append(self.revocation_problem)
+            parts.append(str(self.revocation_problem))
+        if failed:
+            text = "; ".join(
+                f"{proof.node.name}: {problem}" for proof in failed for problem in proof.problems
+            )
+            parts.append(f"{len(failed)} of {len(self.proofs)} nodes failed: {text}")
+        if not self.proofs:
+            problems.append(Unreachable("no node is in this mesh; nobody can be asked"))
+            parts.append(str(problems[-1]))
+        if not problems:
+            return None
+        if all(isinstance(problem, Unreachable | Temporary) for problem in problems):
+            return Unreachable("; ".join(parts))
+        is_lie = any(not isinstance(p, Unreachable | Temporary | LicenseRefused) for p in problems)
+        return (IntegrityError if is_lie else LicenseRefused)("; ".join(parts))
 
     def to_json(self) -> dict[str, Any]:
         license_ = self.manifest.license
@@ -116,6 +143,11 @@ class FleetReport:
                 "id": license_.id,
                 "text_digest": license_.text_digest,
                 "acceptance_required": license_.acceptance_required,
+            },
+            "catalog": self.catalog,
+            "revocation": {
+                "detail": self.revocation,
+                "problem": str(self.revocation_problem) if self.revocation_problem is not None else None,
             },
             "unproved_layers": list(self.unproved_layers),
             "nodes": [_node_json(proof, files) for proof in self.proofs],
@@ -142,12 +174,12 @@ def signed_bytes(report: Mapping[str, Any]) -> bytes:
 
 
 async def prove_fleet(
-    target: str, token_secret: bytes, release: str, trust: TrustRoot, *, num_leaves: int, clock: Clock
+    target: str, token_secret: bytes, release: str, believe: Believer, *, num_leaves: int, clock: Clock
 ) -> FleetReport:
     """Ask the coordinator at ``target`` who serves, and each of them for ``num_leaves`` random blocks of its shards.
 
-    A node that fails is in the report. Raises whatever the coordinator refuses with, and IntegrityError if its manifest
-    is not one that ``trust`` signed.
+    A node that fails is in the report, and so is a revocation. Raises whatever the coordinator refuses with, and
+    IntegrityError or NotFound if its manifest is not one that is believed.
     """
     async with open_channel(target) as channel:
         request = coordinator_pb2.FleetRequest(protocol=VERSION, token_secret=token_secret, release=release)
@@ -156,7 +188,9 @@ async def prove_fleet(
             reply = await stub.Fleet(request, timeout=CALL_SECONDS)
         except grpc.aio.AioRpcError as exc:
             raise error_from(exc) from exc
-    manifest = open_manifest(reply.manifest, trust)
+    belief = await asyncio.to_thread(believe, reply.manifest)
+    manifest = open_manifest(reply.manifest, belief.trust)
+    revocation, revocation_problem = await asyncio.to_thread(_look_for_revocation, belief, manifest)
     turn = asyncio.Semaphore(NODES_AT_ONCE)
 
     async def prove(node: FleetNode) -> NodeProof:
@@ -164,7 +198,9 @@ async def prove_fleet(
             return await prove_node(manifest, node, num_leaves=num_leaves, clock=clock)
 
     proofs = await asyncio.gather(*(prove(_node(message)) for message in reply.nodes))
-    return FleetReport(manifest, target, _time(clock.wall()), tuple(proofs))
+    return FleetReport(
+        manifest, target, _time(clock.wall()), tuple(proofs), belief.said, revocation, revocation_problem
+    )
 
 
 async def prove_node(manifest: Manifest, node: FleetNode, *, num_leaves: int, clock: Clock) -> NodeProof:
@@ -182,7 +218,35 @@ async def prove_node(manifest: Manifest, node: FleetNode, *, num_leaves: int, cl
         problem = _problem_of(findings, manifest)
     except MeshError as exc:
         problem = exc
-    return NodeProof(node, challenge, asked_at, answer, findings, problem)
+    accepted, license_problem = _check_acceptance(manifest, node)
+    return NodeProof(node, challenge, asked_at, answer, findings, problem, accepted, license_problem)
+
+
+def _check_acceptance(
+    manifest: Manifest, node: FleetNode
+) -> tuple[LicenseAcceptance | None, MeshError | None]:
+    """The node's own signed word on this release and its texts; a record that is there must be right."""
+    if not node.acceptance:
+        if not manifest.license.acceptance_required:
+            return None, None
+        return None, LicenseRefused(
+            f"no acceptance of {manifest.license.id} is on record; it must join again"
+        )
+    try:
+        accepted = open_acceptance(node.acceptance)
+        accepted.check_for(manifest, node.node_id)
+    except MeshError as exc:
+        return None, exc
+    return accepted, None
+
+
+def _look_for_revocation(belief: Belief, manifest: Manifest) -> tuple[str | None, MeshError | None]:
+    if belief.revocation is None:
+        return None, None
+    try:
+        return belief.revocation(manifest, manifest.shards), None
+    except MeshError as exc:
+        return None, exc
 
 
 def draw_challenge(manifest: Manifest, layers: LayerRange, num_leaves: int) -> Challenge:
@@ -230,7 +294,7 @@ def _problem_of(findings: Sequence[LeafFinding], manifest: Manifest) -> MeshErro
 def _node(message: coordinator_pb2.FleetNode) -> FleetNode:
     endpoint = format_endpoint(message.stage.host, message.stage.port) if message.HasField("stage") else None
     layers = LayerRange(message.layers.start, message.layers.stop)
-    return FleetNode(message.node_id, message.name, layers, endpoint)
+    return FleetNode(message.node_id, message.name, layers, endpoint, message.license_acceptance)
 
 
 def _node_json(proof: NodeProof, files: Mapping[bytes, str]) -> dict[str, Any]:
@@ -242,7 +306,13 @@ def _node_json(proof: NodeProof, files: Mapping[bytes, str]) -> dict[str, Any]:
         "layers": str(node.layers),
         "endpoint": node.endpoint,
         "state": proof.state,
-        "problem": str(proof.problem) if proof.problem is not None else None,
+        "problem": "; ".join(map(str, proof.problems)) or None,
+        "license_acceptance": {
+            "accepted": proof.accepted.accepted,
+            "record": strict_json.loads(node.acceptance, max_bytes=MAX_ACCEPTANCE_BYTES),
+        }
+        if proof.accepted is not None
+        else None,
         "asked_at": proof.asked_at,
         "nonce": proof.challenge.nonce.hex(),
         "time": answer.time if answer is not None else None,

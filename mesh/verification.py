@@ -34,6 +34,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
+from mesh.belief import RevocationCheck
 from mesh.errors import IntegrityError, LicenseRefused, MeshError, NotFound, ShardCorrupt
 from mesh.swarm.metainfo import check_torrent
 from mesh.weights.layout import tensor_shapes
@@ -48,9 +49,6 @@ from mesh.weights.tensor_types import WEIGHT_TYPES
 # In aux, and the field of the manifest that says what it is
 LICENSE_FILES = (("LICENSE", "text_digest"), ("NOTICE", "notice_digest"), ("USE_POLICY", "policy_digest"))
 _REPACK = "its publisher must pack it again"
-
-# May these shards of a release no longer be used? Raises a MeshError if so; returns what a reader is told.
-RevocationCheck = Callable[[Manifest, Sequence[ShardRef]], str]
 
 
 class Outcome(StrEnum):

@@ -51,6 +51,17 @@ class AcceptanceRows:
             )
             session.add(audit_row(now, "license accepted", acceptance.node_id, detail))
 
+    async def acceptance_records(self, release_id: str) -> dict[str, bytes]:
+        """By node id the newest record for a release, as it was stored: whoever gets it checks it."""
+        with translated(self._path):
+            async with self._session() as session:
+                rows = await session.scalars(
+                    select(LicenseAcceptanceRow)
+                    .where(LicenseAcceptanceRow.release_id == release_id)
+                    .order_by(LicenseAcceptanceRow.received)
+                )
+                return {row.node_id: row.record for row in rows}
+
     async def acceptances(self) -> list[StoredAcceptance]:
         """All of them, oldest first, each checked again. Raises IntegrityError for one that was changed."""
         with translated(self._path):

@@ -8,15 +8,14 @@ open_manifest(envelope, belief.trust)
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from mesh.verification import RevocationCheck
+    from mesh.belief import Belief, Believer, RevocationCheck
     from mesh.weights.catalog.client import CatalogRelease, CatalogView
     from mesh.weights.catalog.sources import Source
     from mesh.weights.manifest import Manifest, ShardRef
@@ -34,20 +33,9 @@ CatalogOption = Annotated[
 _CONNECT_SECONDS = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Belief:
-    """What is believed about one release. ``said`` and ``revocation`` come from a catalog; keys alone know of neither."""
-
-    trust: TrustRoot
-    said: str | None = None
-    revocation: RevocationCheck | None = None
-
-
-Believer = Callable[[bytes], Belief]
-
-
 def believer(trust_file: Path | None, catalog: str | None, token: str | None = None) -> Believer:
     """What is believed of a manifest in an envelope. Raises NotFound, UsageError, CatalogRefused and kin."""
+    from mesh.belief import Belief
     from mesh.errors import UsageError
     from mesh.weights.catalog.names import is_catalog_root
     from mesh.weights.keyring import read_trust, trusted_keys
@@ -97,6 +85,8 @@ def open_source(where: str, token: str | None = None) -> Source:
 
 def _listed(view: CatalogView, envelope: bytes) -> Belief:
     """Raises NotFound for what the catalog does not list today."""
+    from mesh.belief import Belief
+
     release = view.find(envelope)
     said = (
         f"publisher {release.publisher} of catalog root {view.root_version}, which lists this manifest"

@@ -68,7 +68,8 @@ def verify(
             )
         from mesh.cli.verify_fleet import FleetQuestion, verify_fleet
 
-        question = FleetQuestion(coordinator, token, release or "", trust, leaves, report, key)
+        believe = believer(trust, catalog, token)
+        question = FleetQuestion(coordinator, token, release or "", believe, leaves, report, key)
         verify_fleet(question, as_json=as_json)
         return
     if release is None:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import typer
 
+from mesh.belief import Believer
 from mesh.clock import SystemClock
 from mesh.errors import UsageError
 from mesh.fleet import FleetReport, prove_fleet
 from mesh.token import JoinToken
 from mesh.weights.disk import naming_full_disk
-from mesh.weights.keyring import find_key, trusted_keys
+from mesh.weights.keyring import find_key
 from mesh.wire.channel import format_endpoint, parse_endpoint
 
 
@@ -26,24 +27,30 @@ class FleetQuestion:
     coordinator: str
     token: str
     release: str
-    trust: Path | None
+    believe: Believer
     leaves: int
     report: Path | None
     key: str | None
 
 
 def verify_fleet(question: FleetQuestion, *, as_json: bool) -> None:
-    """Raises IntegrityError if a node failed, Unreachable if one could not be asked."""
+    """Raises IntegrityError if a node failed, LicenseRefused if one has not accepted or the release was revoked,
+    Unreachable if one could not be asked."""
     # Whatever is wrong with the command line is said before anybody is asked.
     key = find_key(question.key) if question.key is not None else None
-    trust, token = trusted_keys(question.trust), JoinToken.parse(question.token)
+    token = JoinToken.parse(question.token)
     target = format_endpoint(*parse_endpoint(question.coordinator, what="--coordinator"))
     if question.report is not None and not question.report.parent.is_dir():
         raise UsageError(f"--report {question.report}: no directory {question.report.parent}")
 
     report = asyncio.run(
         prove_fleet(
-            target, token.secret, question.release, trust, num_leaves=question.leaves, clock=SystemClock()
+            target,
+            token.secret,
+            question.release,
+            question.believe,
+            num_leaves=question.leaves,
+            clock=SystemClock(),
         )
     )
     if question.report is not None:
@@ -64,6 +71,8 @@ def describe(report: FleetReport) -> str:
     lines = [
         f"{manifest.name}, release {manifest.release_id}",
         f"licence {manifest.license.id}, text sha256 {manifest.license.text_digest}",
+        *([report.catalog] if report.catalog else []),
+        f"revocation {report.revocation_problem or report.revocation or 'not checked: no --catalog given'}",
         f"asked {report.created} through {report.coordinator}",
         "",
     ]
@@ -73,8 +82,9 @@ def describe(report: FleetReport) -> str:
             f"{proof.state:<11}  {proof.node.name:<20}  layers {proof.node.layers!s:<8}"
             f"  {good}/{len(proof.challenge.leaves)} blocks  {proof.node.node_id}"
         )
-        if proof.problem is not None:
-            lines.append(f"{'':<11}  {proof.problem}")
+        if proof.accepted is not None:
+            lines.append(f"{'':<11}  accepted {manifest.license.id} {proof.accepted.accepted}")
+        lines += [f"{'':<11}  {problem}" for problem in proof.problems]
     missing = ", ".join(map(str, report.unproved_layers))
     lines += ["", f"no proof for layers {missing}" if missing else "every layer is proved by a node"]
     return "\n".join(lines)

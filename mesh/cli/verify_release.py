@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from mesh.cli.believing import Believer
+from mesh.belief import Believer
 from mesh.cli.progress import byte_progress
 from mesh.cli.stores import open_holdings
 from mesh.cli.verify_output import tell, to_json

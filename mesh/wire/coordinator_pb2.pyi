@@ -248,15 +248,17 @@ class FleetReply(_message.Message):
     def __init__(self, release_id: _Optional[str] = ..., manifest: _Optional[bytes] = ..., nodes: _Optional[_Iterable[_Union[FleetNode, _Mapping]]] = ...) -> None: ...
 
 class FleetNode(_message.Message):
-    __slots__ = ("node_id", "name", "layers", "state", "stage")
+    __slots__ = ("node_id", "name", "layers", "state", "stage", "license_acceptance")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
+    LICENSE_ACCEPTANCE_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     name: str
     layers: _common_pb2.LayerRange
     state: NodeState
     stage: _common_pb2.Endpoint
-    def __init__(self, node_id: _Optional[str] = ..., name: _Optional[str] = ..., layers: _Optional[_Union[_common_pb2.LayerRange, _Mapping]] = ..., state: _Optional[_Union[NodeState, str]] = ..., stage: _Optional[_Union[_common_pb2.Endpoint, _Mapping]] = ...) -> None: ...
+    license_acceptance: bytes
+    def __init__(self, node_id: _Optional[str] = ..., name: _Optional[str] = ..., layers: _Optional[_Union[_common_pb2.LayerRange, _Mapping]] = ..., state: _Optional[_Union[NodeState, str]] = ..., stage: _Optional[_Union[_common_pb2.Endpoint, _Mapping]] = ..., license_acceptance: _Optional[bytes] = ...) -> None: ...

@@ -22,8 +22,9 @@ from mesh.token import JoinToken
 from mesh.weights.acceptance import LicenseAcceptance, sign_acceptance
 from mesh.weights.license_text import LicenseTexts
 from mesh.weights.signing import PrivateKey, sign_payload
-from mesh.wire import coordinator_pb2_grpc
+from mesh.wire import coordinator_pb2, coordinator_pb2_grpc
 from mesh.wire.channel import open_channel, server_options
+from mesh.wire.protocol import VERSION
 from node.accepting import Limits
 from node.coordinator_client import CoordinatorClient
 from tests.mesh.weights.example_manifest import CONFIG, example_full_manifest
@@ -146,3 +147,13 @@ async def test_records_come_out_as_they_were_signed(door: Door) -> None:
     found = await door.state.acceptances()
     assert [kept.acceptance.node_id for kept in found] == [key.public.key_id for key in keys]
     assert all(json.loads(kept.record)["payloadType"].endswith("license-acceptance+json") for kept in found)
+
+
+async def test_fleet_is_told_with_each_nodes_record(door: Door) -> None:
+    keys = [PrivateKey.generate() for _ in range(2)]
+    records = {key.public.key_id: record_of(key, door.clock) for key in keys}
+    for key in keys:
+        await door.join(key, records[key.public.key_id])
+    request = coordinator_pb2.FleetRequest(protocol=VERSION, token_secret=door.token.secret)
+    reply = await coordinator_pb2_grpc.CoordinatorStub(door.channel).Fleet(request)
+    assert {node.node_id: node.license_acceptance for node in reply.nodes} == records

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import pytest
 
+from mesh.belief import Belief
 from mesh.cli.main import main
+from mesh.cli.verify_fleet import describe
 from mesh.clock import Clock, SystemClock
-from mesh.errors import IntegrityError, Temporary, Unreachable, UsageError
+from mesh.errors import IntegrityError, LicenseRefused, Temporary, Unreachable, UsageError
 from mesh.fleet import FleetNode, FleetReport, NodeProof, prove_fleet, prove_node, signed_bytes
 from mesh.layers import LayerRange
 from mesh.swarm.metainfo import piece_layers
 from mesh.token import JoinToken
+from mesh.weights.acceptance import LicenseAcceptance, open_acceptance, sign_acceptance
+from mesh.weights.manifest import Manifest, ShardRef
 from mesh.weights.proof import LeafRef
 from mesh.weights.signing import PrivateKey, PublicKey
 from mesh.wire import common_pb2, coordinator_pb2, coordinator_pb2_grpc, proof_pb2, proof_pb2_grpc
@@ -192,7 +197,9 @@ class Coordinator(coordinator_pb2_grpc.CoordinatorServicer):
             release_id=self._packed.manifest.release_id, manifest=self._packed.open().envelope
         )
         for node in self._nodes:
-            message = reply.nodes.add(node_id=node.node_id, name=node.name)
+            message = reply.nodes.add(
+                node_id=node.node_id, name=node.name, license_acceptance=node.acceptance
+            )
             message.layers.CopyFrom(common_pb2.LayerRange(start=node.layers.start, stop=node.layers.stop))
             if node.endpoint is not None:
                 host, _, port = node.endpoint.partition(":")
@@ -256,7 +263,9 @@ async def test_command_writes_signed_evidence_that_a_licensor_can_check(
 
 async def fleet(packed: PackedRelease, nodes: list[FleetNode]) -> FleetReport:
     async with coordinating(packed, nodes) as target:
-        return await prove_fleet(target, SECRET, "", packed.trust, num_leaves=8, clock=ManualClock())
+        return await prove_fleet(
+            target, SECRET, "", lambda _: Belief(packed.trust), num_leaves=8, clock=ManualClock()
+        )
 
 
 async def test_liar_outweighs_silence_and_both_are_named(packed: PackedRelease) -> None:
@@ -270,13 +279,86 @@ async def test_liar_outweighs_silence_and_both_are_named(packed: PackedRelease) 
     assert type((await fleet(packed, [])).verdict()) is Unreachable
 
 
+@pytest.fixture(scope="module")
+def licensed(tmp_path_factory: pytest.TempPathFactory) -> PackedRelease:
+    return pack_tiny(
+        tmp_path_factory.mktemp("licensed"),
+        num_layers=2,
+        license_id="LicenseRef-Tiny",
+        license_text=b"be kind",
+    )
+
+
+def acceptance(packed: PackedRelease, key: PrivateKey = NODE_KEY) -> bytes:
+    return sign_acceptance(LicenseAcceptance.of(packed.manifest, key.public, 1e9), key)
+
+
+async def fleet_with(licensed: PackedRelease, record: bytes) -> FleetReport:
+    async with serving(service(licensed)) as node:
+        return await fleet(licensed, [replace(node, acceptance=record)])
+
+
+async def test_report_carries_the_acceptance_that_the_node_signed(licensed: PackedRelease) -> None:
+    report = await fleet_with(licensed, record := acceptance(licensed))
+    assert report.verdict() is None
+    said = json.loads(report.signed(None))["report"]["nodes"][0]["license_acceptance"]
+    assert said["accepted"] == "2001-09-09T01:46:40Z"
+    again = open_acceptance(json.dumps(said["record"]).encode())  # what a licensor does with it
+    assert again == open_acceptance(record)
+    assert "accepted LicenseRef-Tiny 2001-09-09T01:46:40Z" in describe(report)
+
+
+async def test_node_without_an_acceptance_fails_although_it_proves_the_bytes(licensed: PackedRelease) -> None:
+    report = await fleet_with(licensed, b"")
+    assert type(report.verdict()) is LicenseRefused
+    assert "anna: no acceptance of LicenseRef-Tiny is on record" in str(report.verdict())
+    assert (report.proofs[0].problem, report.proofs[0].state) == (None, "FAILED")
+    assert report.unproved_layers == ()
+
+
+async def test_acceptance_of_somebody_else_or_of_another_release_is_none(
+    licensed: PackedRelease, packed: PackedRelease
+) -> None:
+    for record in (acceptance(licensed, PrivateKey.generate()), acceptance(packed)):
+        report = await fleet_with(licensed, record)
+        assert type(report.verdict()) is LicenseRefused
+        assert json.loads(report.signed(None))["report"]["nodes"][0]["license_acceptance"] is None
+
+
+async def test_acceptance_that_the_coordinator_wrote_itself_is_a_lie(licensed: PackedRelease) -> None:
+    forged = json.loads(acceptance(licensed))
+    forged["signatures"] = json.loads(acceptance(licensed, PrivateKey.generate()))["signatures"]
+    report = await fleet_with(licensed, json.dumps(forged).encode())
+    assert isinstance(report.verdict(), IntegrityError)
+
+
+async def test_what_was_revoked_is_no_fleet_to_show_a_licensor(packed: PackedRelease) -> None:
+    def revoked(manifest: Manifest, shards: Sequence[ShardRef]) -> str:
+        raise LicenseRefused(f"release {manifest.name} was revoked")
+
+    async with serving(service(packed)) as node, coordinating(packed, [node]) as target:
+        report = await prove_fleet(
+            target,
+            SECRET,
+            "",
+            lambda _: Belief(packed.trust, "publisher acme", revoked),
+            num_leaves=8,
+            clock=ManualClock(),
+        )
+    assert type(report.verdict()) is LicenseRefused
+    said = report.to_json()
+    assert (said["catalog"], said["revocation"]["problem"]) == ("publisher acme", "release tiny was revoked")
+
+
 async def test_coordinators_manifest_must_be_signed_by_whom_the_operator_trusts(
     packed: PackedRelease, tmp_path: Path
 ) -> None:
     stranger = pack_tiny(tmp_path, num_layers=2)
     async with coordinating(stranger, []) as target:
         with pytest.raises(IntegrityError):
-            await prove_fleet(target, SECRET, "", packed.trust, num_leaves=8, clock=ManualClock())
+            await prove_fleet(
+                target, SECRET, "", lambda _: Belief(packed.trust), num_leaves=8, clock=ManualClock()
+            )
 
 
 def test_without_a_coordinator_there_is_nobody_to_ask(capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,6 +66,7 @@ ROWS = (
     ("rollback of the revocation list", CATALOG, "test_list_that_is_rolled_back_is_refused_even_with_the_online_key"),
     ("revocation list held back", "mesh/test_verify_catalog.py", "test_stale_list_permits_nothing"),
     ("revocation list of another role", "mesh/test_verify_catalog.py", "test_list_that_the_takedown_role_did_not_sign_is_refused"),
+    ("acceptance forged by the coordinator", "mesh/test_fleet.py", "test_acceptance_that_the_coordinator_wrote_itself_is_a_lie"),
     ("acceptance by another's key", "mesh/weights/test_acceptance.py", "test_nobody_signs_for_another_node"),
     ("replayed proof", "mesh/weights/test_proof.py", "test_replayed_answer_is_refused"),
     ("proof by another's key", "mesh/weights/test_proof.py", "test_answer_of_another_key_is_refused"),

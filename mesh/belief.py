@@ -1,0 +1,27 @@
+"""What is believed about one release: whose keys may have signed it, who says so, and whether it may still be used.
+
+Pure values; where they come from (a list of keys, a catalog) is the caller's to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mesh.weights.manifest import Manifest, ShardRef
+from mesh.weights.signing import TrustRoot
+
+# May these shards of a release no longer be used? Raises a MeshError if so; returns what a reader is told.
+RevocationCheck = Callable[[Manifest, Sequence[ShardRef]], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """``said`` and ``revocation`` come from a catalog; keys alone know of neither."""
+
+    trust: TrustRoot
+    said: str | None = None
+    revocation: RevocationCheck | None = None
+
+
+Believer = Callable[[bytes], Belief]  # of the release whose signed manifest is in that envelope
