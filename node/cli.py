@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from mesh.cli.run_cli import new_app, run_app
+from mesh.cli.swarm_options import MaxDownload, ProfileOption, parse_rate
+from mesh.swarm.addresses import Profile
 from mesh.swarm.encoding_choice import Encoding
 
 app = new_app("mesh-node", "Lend this machine's memory to a mesh: host a range of a model's layers.")
@@ -73,6 +75,8 @@ def join(
             envvar="MESH_MAX_UPLOAD", help="Seed at most this much per second, e.g. 2MB. Default: no limit."
         ),
     ] = None,
+    max_download: MaxDownload = None,
+    profile: ProfileOption = Profile.AUTO,
     encoding: Annotated[
         Encoding,
         typer.Option(
@@ -137,9 +141,9 @@ def join(
         swarm_listen=parse_endpoint(swarm_listen, what="--swarm-listen"),
         kv_tokens=kv_tokens,
         max_sessions=max_sessions,
-        max_upload_bytes_per_second=parse_size(max_upload.removesuffix("/s"))
-        if max_upload is not None
-        else None,
+        max_upload_bytes_per_second=parse_rate(max_upload),
+        max_download_bytes_per_second=parse_rate(max_download),
+        profile=profile,
         store_quota_bytes=parse_size(store_quota) if store_quota is not None else None,
         accept_license=accept_license,
         assume_yes=yes,

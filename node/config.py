@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mesh.errors import UsageError
 from mesh.layers import LayerRange
+from mesh.swarm.addresses import Profile
 from mesh.swarm.encoding_choice import Encoding
 from mesh.token import JoinToken
 from mesh.wire.channel import is_loopback, parse_endpoint, require_loopback
@@ -37,6 +38,8 @@ class NodeConfig:
     wait_seconds: float  # for a coordinator that is not there yet
     json_events: bool
     encoding: Encoding = Encoding.AUTO  # of shards on the way here
+    max_download_bytes_per_second: int | None = None
+    profile: Profile = Profile.AUTO  # how BitTorrent peers are spoken to
 
     def __post_init__(self) -> None:
         if not self.name or len(self.name) > 64 or not self.name.isprintable():

@@ -52,6 +52,8 @@ async def _tell(config: NodeConfig) -> None:
         listen_host=config.swarm_listen[0],
         port=config.swarm_listen[1],
         max_upload_bytes_per_second=config.max_upload_bytes_per_second,
+        max_download_bytes_per_second=config.max_download_bytes_per_second,
+        profile=config.profile,
     )
     node_id, incarnation = key.public.key_id, new_incarnation()
     async with SwarmSession(settings) as swarm, open_channel(config.coordinator) as channel:

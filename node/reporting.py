@@ -1,4 +1,4 @@
-"""What a volunteer sees while a node joins: lines and a progress bar, or one JSON object per event for programs."""
+"""What a volunteer sees while a node joins: lines and the view of a torrent client, or one JSON object per event for programs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mesh.cli.transfers import ProgressEvents, TransferView
 from mesh.sizes import format_size
 from mesh.swarm.fetching import FetchProgress, FetchReport
 from mesh.weights.license_text import LicenseTexts
@@ -40,6 +40,7 @@ class JsonReporter:
 
     def __init__(self, node_id: str, incarnation: int) -> None:
         self._node_id, self._incarnation = node_id, incarnation
+        self._fetching = self._new_fetching()
 
     def license(self, license_id: str, texts: LicenseTexts) -> None:
         shown = {name: text.decode("utf-8", errors="replace") for name, text in texts.named}
@@ -64,21 +65,18 @@ class JsonReporter:
         self._emit("reserved")
 
     def fetching(self, progress: FetchProgress) -> None:
-        self._emit(
-            "fetching",
-            done_bytes=progress.done_bytes,
-            wanted_bytes=progress.wanted_bytes,
-            rate=progress.rate,
-            peers=progress.num_peers,
-        )
+        self._fetching(progress)
 
     def fetched(self, accepted: AcceptedOffer, report: FetchReport) -> None:
         self._emit(
             "fetched",
             payload_bytes=report.fetched_bytes,
             redundant_bytes=report.redundant_bytes,
+            failed_bytes=report.failed_bytes,
+            web_seed_bytes=report.web_seed_bytes,
             seconds=round(report.seconds, 3),
         )
+        self._fetching = self._new_fetching()  # another release may follow
 
     def loading(self) -> None:
         self._emit("loading")
@@ -92,6 +90,9 @@ class JsonReporter:
     def close(self) -> None:
         pass
 
+    def _new_fetching(self) -> ProgressEvents:
+        return ProgressEvents(lambda facts: self._emit("fetching", **facts), every_seconds=0.0)
+
     def _emit(self, event: str, **facts: Any) -> None:
         sys.stdout.write(json.dumps({"event": event, **facts}) + "\n")
         sys.stdout.flush()
@@ -102,8 +103,8 @@ class ConsoleReporter:
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
-        self._progress: Progress | None = None
-        self._task: Any = None
+        self._name = ""
+        self._view: TransferView | None = None
 
     def license(self, license_id: str, texts: LicenseTexts) -> None:
         for name, text in texts.named:
@@ -113,6 +114,7 @@ class ConsoleReporter:
 
     def plan(self, name: str, accepted: AcceptedOffer, missing_bytes: int, kernel_id: str) -> None:
         manifest, plan = accepted.manifest, accepted.plan
+        self._name = manifest.name
         held = (
             ""
             if missing_bytes == accepted.shard_bytes
@@ -133,23 +135,9 @@ class ConsoleReporter:
         pass  # the plan said it
 
     def fetching(self, progress: FetchProgress) -> None:
-        if self._progress is None:
-            self._progress = Progress(
-                TextColumn("fetching"),
-                BarColumn(),
-                TextColumn("{task.fields[amount]}"),
-                TimeRemainingColumn(),
-                console=self._console,
-            )
-            self._progress.start()
-            self._task = self._progress.add_task("fetching", amount="")
-        self._progress.update(
-            self._task,
-            completed=progress.done_bytes,
-            total=progress.wanted_bytes,
-            amount=f"{format_size(progress.done_bytes)} / {format_size(progress.wanted_bytes)}"
-            f"  {format_size(progress.rate)}/s  {progress.num_peers} peers",
-        )
+        if self._view is None:
+            self._view = TransferView(self._name, self._console)
+        self._view.fetching(progress)
 
     def fetched(self, accepted: AcceptedOffer, report: FetchReport) -> None:
         self.close()
@@ -172,6 +160,6 @@ class ConsoleReporter:
         self._console.print(f"{reason}: joining again", markup=False, highlight=False)
 
     def close(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        if self._view is not None:
+            self._view.close()
+            self._view = None

@@ -127,7 +127,7 @@ async def _transfer(
             plan.refs,
             directory,
             lambda: known,
-            ProgressEvents(_emit) if options.json_events else view.fetching,
+            ProgressEvents(_emit_progress) if options.json_events else view.fetching,
             store=store,
             web_seeds=(*plan.web_seeds, *options.web_seeds),
             stall_seconds=options.stall_seconds,
@@ -234,6 +234,10 @@ def _emit(event: dict[str, Any]) -> None:
     typer.echo(json.dumps(event))
 
 
+def _emit_progress(facts: dict[str, Any]) -> None:
+    _emit({"event": "progress", **facts})
+
+
 def _say_plan(plan: PullPlan, held: set[str], options: PullOptions) -> None:
     manifest, missing = plan.manifest, plan.missing(held)
     missing_bytes = sum(ref.size for ref in missing)
@@ -263,8 +267,8 @@ def _say_plan(plan: PullPlan, held: set[str], options: PullOptions) -> None:
     some = f" of {len(manifest.shards)}" if len(plan.refs) < len(manifest.shards) else ""
     # What a dry run says is its result; before a fetch it is news.
     typer.echo(
-        f"{manifest.name} {manifest.release_id[:16]}: {len(plan.refs)}{some} shards, {format_size(plan.wanted_bytes)},"
-        f" {format_size(missing_bytes)} to fetch; license {manifest.license.id}{to_accept}",
+        f"{manifest.name} {manifest.release_id[:16]}, license {manifest.license.id}{to_accept}\n"
+        f"  {len(plan.refs)}{some} shards, {format_size(plan.wanted_bytes)}, {format_size(missing_bytes)} to fetch",
         err=not options.dry_run,
     )
     if options.dry_run:

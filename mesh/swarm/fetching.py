@@ -52,7 +52,7 @@ class ShardProgress:
 class FetchProgress:
     state: str  # "checking" what is there, "fetching", "verifying"
     wanted_bytes: int
-    done_bytes: int  # of the wanted ones
+    done_bytes: int  # of the wanted ones, come and not all hashed yet
     rate: int  # payload bytes per second, from web seeds too
     num_peers: int  # connected
     upload_rate: int = 0
@@ -183,6 +183,7 @@ async def _download(
 ) -> None:
     spreading = _Spreading(session, swarm)
     while not (status := await swarm.status()).is_complete:
+        await swarm.look_at_parts()
         on_progress(_progress(status, status.phase, origin))
         known = peers()
         await spreading.arrange(status, _others(session, known))
@@ -375,15 +376,15 @@ def _progress(
         ShardProgress(
             name := file.path.partition("/")[2],
             file.size,
-            file.done_bytes,
-            "done" if name in done else "verifying" if name == current else _shard_state(file),
+            file.arrived_bytes,
+            "done" if name in done else "verifying" if name == current else shard_state(file),
         )
         for file in status.files
     )
     return FetchProgress(
         state,
         status.wanted_bytes,
-        status.done_bytes,
+        sum(file.arrived_bytes for file in status.files),
         status.rate + origin.rate,
         status.num_peers,
         status.upload_rate,
@@ -393,5 +394,5 @@ def _progress(
     )
 
 
-def _shard_state(file: FileStatus) -> str:
-    return "fetched" if file.done_bytes == file.size else "fetching" if file.done_bytes else "wanted"
+def shard_state(file: FileStatus) -> str:
+    return "fetched" if file.done_bytes == file.size else "fetching" if file.arrived_bytes else "wanted"

@@ -21,10 +21,14 @@ import libtorrent as lt
 from mesh.errors import MeshError, NotEnoughDisk
 from mesh.sizes import format_size
 from mesh.swarm.addresses import Peer
+from mesh.swarm.speed import Speed
 
 __all__ = ["FileStatus", "Peer", "SwarmTorrent", "TorrentStatus", "resolve", "wanted_priorities"]
 
 logger = logging.getLogger(__name__)
+
+SPEED_SECONDS = 3.0
+_BLOCK_BYTES = 16 * 1024  # what peers ask each other for
 
 _DISK_IS_FULL = {
     errno.ENOSPC: "the disk is full",
@@ -43,6 +47,7 @@ class FileStatus:
     path: str  # as the torrent has it
     size: int
     done_bytes: int  # in pieces that were hash-checked
+    arrived_bytes: int  # these, and what has come of the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,7 @@ class TorrentStatus:
     phase: str  # "checking", "fetching", "finished" (all that is wanted) or "seeding" (all there is)
     wanted_bytes: int
     done_bytes: int  # of the wanted ones, hash-checked
-    rate: int  # payload bytes per second coming in
+    rate: int  # payload bytes per second coming in, over the last seconds
     upload_rate: int  # and going out
     num_peers: int
     num_seeds: int  # of these peers, who hold everything
@@ -87,6 +92,8 @@ class SwarmTorrent:
         self._pieces: dict[str, range] = {}  # of every wanted file
         self._sizes: dict[str, int] = {}
         self._bytes_left = 0
+        self._parts: dict[int, list[int]] = {}  # bytes that came of each block, by piece under way
+        self._speed, self._upload_speed = Speed(SPEED_SECONDS), Speed(SPEED_SECONDS)
         self._held: list[bool] = []  # by piece, when libtorrent was last asked
         self._deferred: set[int] = set()  # wanted, but not asked for yet
         self._availability: list[int] = []  # by piece: how many connected peers hold it
@@ -122,6 +129,16 @@ class SwarmTorrent:
         status = await self._next("status")
         assert status is not None
         return status
+
+    async def look_at_parts(self) -> None:
+        """Learn how far the pieces are that are not whole yet; the next ``status`` tells of it."""
+        if not self._handle.is_valid():
+            return
+        # The alert with this answer cannot be read from Python; the call waits for the network thread, so not here.
+        parts = await asyncio.to_thread(self._handle.get_download_queue)
+        self._parts = {
+            part["piece_index"]: [block["bytes_progress"] for block in part["blocks"]] for part in parts
+        }
 
     async def described_within(self, seconds: float) -> lt.file_storage | None:
         """Which files the torrent has, once a peer has told; None if none has by then."""
@@ -269,8 +286,8 @@ class SwarmTorrent:
                 phase=phase,
                 wanted_bytes=wanted,
                 done_bytes=done,
-                rate=status.download_payload_rate,
-                upload_rate=status.upload_payload_rate,
+                rate=int(self._speed.of(status.total_payload_download)),
+                upload_rate=int(self._upload_speed.of(status.total_payload_upload)),
                 num_peers=status.num_peers,
                 num_seeds=status.num_seeds,
                 payload_bytes=status.total_payload_download,
@@ -283,8 +300,14 @@ class SwarmTorrent:
 
     def _file_status(self, path: str) -> FileStatus:
         size = self._sizes[path]
-        missing = (self.piece_span(path, piece) for piece in self.missing_pieces(path))
-        return FileStatus(path, size, size - sum(stop - start for start, stop in missing))
+        done = arrived = size
+        for piece in self.missing_pieces(path):
+            start, stop = self.piece_span(path, piece)
+            done -= stop - start
+            # Behind the end of the file a piece has blocks of padding, which are there from the start.
+            blocks = self._parts.get(piece, [])[: -(-(stop - start) // _BLOCK_BYTES)]
+            arrived -= stop - start - min(stop - start, sum(blocks))
+        return FileStatus(path, size, done, arrived)
 
     def on_alerts_dropped(self) -> None:
         """An answer may be among the lost alerts: ask again for whatever is waited for."""

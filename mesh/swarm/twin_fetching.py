@@ -26,7 +26,15 @@ from pathlib import Path
 from mesh.clock import Clock, SystemClock
 from mesh.errors import ShardCorrupt, Unreachable
 from mesh.swarm.encoding_choice import DECODE_BYTES_PER_SECOND, Encoding, Sizes, choose_encoding
-from mesh.swarm.fetching import POLL_SECONDS, STALL_SECONDS, FetchProgress, FetchReport, fetch
+from mesh.swarm.fetching import (
+    POLL_SECONDS,
+    STALL_SECONDS,
+    FetchProgress,
+    FetchReport,
+    ShardProgress,
+    fetch,
+    shard_state,
+)
 from mesh.swarm.session import SwarmSession
 from mesh.swarm.torrent import Peer, SwarmTorrent, TorrentStatus
 from mesh.swarm.twins import check_twin_torrent, readable_encoding, twin_names
@@ -124,6 +132,7 @@ class _Twins:
     session: SwarmSession
     torrent: bytes
     encoding: EncodingRef
+    refs: tuple[ShardRef, ...]  # all that are asked for, those without a twin too
     twin_of: Mapping[ShardRef, EncodedShard]
     save_path: Path
     peers: Callable[[], Sequence[Peer]]
@@ -151,7 +160,7 @@ class _Twins:
         of = {twin.of: twin for twin in encoding.shards}
         twin_of = {ref: of[ref.file] for ref in refs if ref.file in of}
         return cls(
-            session, torrents.twin_torrent, encoding, twin_of, save_path, peers, store,
+            session, torrents.twin_torrent, encoding, tuple(refs), twin_of, save_path, peers, store,
             stall_seconds, clock,
         )  # fmt: skip
 
@@ -233,7 +242,8 @@ class _Twins:
                     await decoding.take(swarm, [twin for twin in arrived if twin in wanted], wanted)
                 if status.is_complete:
                     break
-                on_progress(_progress(status))
+                await swarm.look_at_parts()
+                on_progress(self._progress(status, wanted, decoding.done))
                 if status.phase == "checking" or status.payload_bytes != seen:
                     seen, idle_since = status.payload_bytes, now
                 if now - idle_since >= self.stall_seconds:
@@ -250,6 +260,43 @@ class _Twins:
             raise
         logger.info("encoded shards fetched", extra={"shards": len(refs), "bytes": status.payload_bytes})
         return _Spent(status.payload_bytes, status.redundant_bytes, status.failed_bytes, best)
+
+    def _progress(
+        self,
+        status: TorrentStatus,
+        wanted: Mapping[EncodedShard, ShardRef],
+        decoded: Collection[EncodedShard],
+    ) -> FetchProgress:
+        """In bytes of the shards: half a twin is half of its shard, so that one bar tells of twins and shards."""
+        twins = {ref: twin for twin, ref in wanted.items()}
+        files = {file.path.rpartition("/")[2]: file for file in status.files}
+        shards = []
+        for ref in self.refs:
+            twin = twins.get(ref)
+            if twin is None:
+                is_here = self.store.path(ref) is not None
+                shards.append(
+                    ShardProgress(ref.file, ref.size, *((ref.size, "done") if is_here else (0, "wanted")))
+                )
+                continue
+            file = files[twin.file]
+            state = shard_state(file)
+            if state == "fetched":
+                state = "done" if twin in decoded else "decoding"
+            shards.append(
+                ShardProgress(ref.file, ref.size, ref.size * file.arrived_bytes // file.size, state)
+            )
+        return FetchProgress(
+            status.phase,
+            sum(shard.size for shard in shards),
+            sum(shard.done_bytes for shard in shards),
+            status.rate,
+            status.num_peers,
+            status.upload_rate,
+            status.uploaded_bytes,
+            0,
+            tuple(shards),
+        )
 
     def _there(self) -> list[EncodedShard]:
         sizes = {path.name: path.stat().st_size for path in self.directory.glob("*") if path.is_file()}
@@ -268,6 +315,7 @@ class _Decoding:
 
     def __init__(self, directory: Path, store: ShardStore) -> None:
         self._directory, self._store = directory, store
+        self.done: set[EncodedShard] = set()  # refused ones are not among them
         self._taken: set[EncodedShard] = set()
         self._last: asyncio.Task[None] | None = None
         self._stop = threading.Event()
@@ -301,6 +349,7 @@ class _Decoding:
             await before
         try:
             await asyncio.to_thread(self._into_store, twin, ref)
+            self.done.add(twin)
         except (
             ShardCorrupt
         ) as exc:  # its publisher made a bad twin, or it rotted: the shard itself is still to be had
@@ -324,7 +373,3 @@ def _some(missing: Sequence[ShardRef], twin_of: Mapping[ShardRef, EncodedShard])
             break
         chosen.append(ref)
     return chosen
-
-
-def _progress(status: TorrentStatus) -> FetchProgress:
-    return FetchProgress(status.phase, status.wanted_bytes, status.done_bytes, status.rate, status.num_peers)
