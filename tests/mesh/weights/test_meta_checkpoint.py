@@ -109,18 +109,21 @@ def test_rope_and_context_of_llama3_are_known(
 
 def test_llama1_and_2_have_sentencepieces_tokenizer_beside_or_above_them(tmp_path: Path) -> None:
     spm = pytest.importorskip("sentencepiece", reason="writes the tokenizer; a dev dependency")
-    from tests.mesh.weights.test_tokenizer_model import trained
+    from tests.support.vocabularies import trained_sentencepiece
 
     write_tiny_meta(tmp_path / "7B", num_ranks=1)
     (tmp_path / "7B" / "tokenizer.model").unlink()
     with pytest.raises(NotFound, match=r"tokenizer\.model"):
         open_checkpoint(tmp_path / "7B")
-    (tmp_path / "tokenizer.model").write_bytes(trained())
+    (tmp_path / "tokenizer.model").write_bytes(trained_sentencepiece())
     checkpoint = open_checkpoint(tmp_path / "7B")
     assert (checkpoint.config.context_length, checkpoint.config.eos_token_ids) == (4096, (2,))
     assert "tokenizer.model" in {path.name for path in checkpoint.source_files}
     assert b'"byte_fallback":true' in checkpoint.aux_files["tokenizer.json"]
-    assert spm.SentencePieceProcessor(model_proto=trained()).bos_id() == checkpoint.config.bos_token_id
+    assert (
+        spm.SentencePieceProcessor(model_proto=trained_sentencepiece()).bos_id()
+        == checkpoint.config.bos_token_id
+    )
     path = tmp_path / "7B" / "params.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"norm_eps": 1e-6}))
     assert open_checkpoint(tmp_path / "7B").config.context_length == 2048
