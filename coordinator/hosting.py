@@ -116,6 +116,8 @@ class Hosting(Mapping[str, ServedModel]):
         """
         now = self._clock.monotonic()
         hosted = [self.of(release_id)] if release_id else self._current(model)
+        if not hosted:
+            raise NotFound("no release is served here now; ask the operator")
         candidates = [
             Candidate(each.offered.config, each.membership.reserved(now, excluding=node_id))
             for each in hosted

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from coordinator.hosting import Hosted, Hosting
+from coordinator.journal import Journal
 from coordinator.served_catalog import ServedCatalog
 from coordinator.state import ReleaseRecord, StateStore
 from coordinator.verified_release import host, verify
 from mesh.clock import Clock
 from mesh.errors import MeshError, UsageError
+from mesh.weights.manifest import Manifest, ShardRef
+from mesh.weights.revocation import ReleaseRevoked, RevocationsStale
 from mesh.weights.signing import TrustRoot
 
 logger = logging.getLogger(__name__)
@@ -37,6 +42,7 @@ class Releasing:
         self._hosting, self._state, self._trust, self._catalog = hosting, state, trust, catalog
         self._lease_seconds, self._clock = lease_seconds, clock
         self._max_session_tokens = max_session_tokens
+        self._journal = Journal(state, clock)
         self._seen: set[ReleaseRecord] = set()
 
     async def run(self) -> None:
@@ -53,8 +59,33 @@ class Releasing:
             if record not in self._seen:
                 self._seen.add(record)
                 await (self._remove(record) if record.removed is not None else self._add(record))
+        await self._obey_revocations()
         for hosted in self._hosting.abandoned():
             await self._end(hosted, "every node has moved to the newer version")
+
+    async def _obey_revocations(self) -> None:
+        """Stop routing at once to whatever was revoked: a whole release, or the nodes that hold a revoked shard."""
+        for hosted in self._hosting.all if self._catalog is not None else ():
+            manifest = hosted.offered.manifest
+            try:
+                self._check_revoked(manifest, [manifest.shard("aux")])
+            except ReleaseRevoked as exc:
+                await self._end(hosted, str(exc))
+                await self._state.note("release revoked", hosted.release_id, str(exc), self._clock.wall())
+                continue
+            now = self._clock.monotonic()
+            for node in hosted.membership.view(now).nodes:
+                try:
+                    self._check_revoked(manifest, manifest.shards_for(node.layers))
+                except ReleaseRevoked as exc:
+                    await self._journal.write(hosted.membership.leave(node.node_id, node.incarnation, now))
+                    await self._state.note("shard revoked", node.node_id, str(exc), self._clock.wall())
+
+    def _check_revoked(self, manifest: Manifest, shards: Sequence[ShardRef]) -> None:
+        """Raises ReleaseRevoked. A stale list ends nothing that runs; it lets nothing new in."""
+        assert self._catalog is not None
+        with suppress(RevocationsStale):
+            self._catalog.check_revoked(manifest, shards)
 
     async def _add(self, record: ReleaseRecord) -> None:
         if any(hosted.release_id == record.release_id for hosted in self._hosting.all):

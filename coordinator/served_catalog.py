@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mesh.clock import Clock
-from mesh.errors import MeshError, NotFound
+from mesh.errors import IntegrityError, MeshError, NotFound
 from mesh.weights.catalog.client import CatalogClient, CatalogRelease, CatalogView
 from mesh.weights.catalog.names import ONLINE_ROLES
 from mesh.weights.catalog.repository import Catalog
 from mesh.weights.catalog.sources import directory_source
+from mesh.weights.manifest import Manifest, ShardRef
+from mesh.weights.revocation import RevocationList, RevocationsStale
 from mesh.weights.signing import PrivateKey, TrustRoot
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,8 @@ class ServedCatalog:
         self._catalog, self._keys, self._clock = Catalog.open(directory, clock), tuple(online_keys), clock
         self._memory, self._source = memory, directory_source(directory)
         self._said: set[str] = set()
+        self._revocations: RevocationList | None = None
+        self._trouble: RevocationsStale | None = None
         self.refresh()
 
     @property
@@ -73,6 +77,21 @@ class ServedCatalog:
             )
         return found
 
+    def check_revoked(self, manifest: Manifest, shards: Iterable[ShardRef]) -> None:
+        """Raises ReleaseRevoked if any of these shards may not be served, RevocationsStale if nobody can say."""
+        if self._trouble is not None:
+            raise self._trouble
+        if self._revocations is not None:
+            signer = (
+                self._releases[manifest.release_id].signer if manifest.release_id in self._releases else ""
+            )
+            self._revocations.check(manifest, signer, shards, self._clock.wall())
+
+    @property
+    def revocations_version(self) -> int:
+        """0 where nothing was ever revoked."""
+        return self._revocations.version if self._revocations is not None else 0
+
     def file(self, name: str) -> bytes:
         """Raises NotFound, also for whatever is no name of a catalog's file."""
         try:
@@ -100,6 +119,11 @@ class ServedCatalog:
             )
         self._stamp = self._catalog.stamp()
         self._view = CatalogClient(self._memory, self._catalog.root(1), self._source).refresh()
+        try:
+            self._revocations, self._trouble = self._view.revocation_list(), None
+        except IntegrityError as exc:  # fail closed: what was revoked meanwhile is not known
+            self._trouble = RevocationsStale(f"the revocation list cannot be believed now: {exc}")
+            self._say_once(f"{self._trouble}; renew it with: mesh revoke --catalog DIR --refresh")
         self._releases = {release.manifest.release_id: release for release in self._view.releases()}
         for name, problem in self._view.problems.items():
             self._say_once(f"{name} in the catalog cannot be believed now: {problem}")

@@ -29,7 +29,7 @@ from coordinator.topology import MAX_COUNT, Endpoint, Node, NodeState, Report
 from mesh import __version__
 from mesh.architecture import LlamaConfig
 from mesh.clock import Clock
-from mesh.errors import MeshError, NotFound, UsageError
+from mesh.errors import MeshError, NotFound, Temporary, UsageError
 from mesh.layers import LayerRange
 from mesh.weights.license_text import LicenseTexts
 from mesh.weights.manifest import Manifest
@@ -160,6 +160,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         now, node_id = self._clock.monotonic(), _node_id(request.node_id)
         # Only who was offered something is worth a line of the audit trail.
         hosted.membership.check_known(node_id, request.incarnation, now)
+        self._check_revocations(hosted.offered.manifest, request)
         await self._licenses.admit(hosted.offered.manifest, node_id, request.license_acceptance)
         changes = hosted.membership.accept(
             node_id, request.incarnation, _layers(request.layers), request.memory_bytes, now
@@ -267,6 +268,17 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             manifest=hosted.offered.envelope,
             nodes=[_wire_node(node, accepted.get(node.node_id, b"")) for node in nodes],
         )
+
+    def _check_revocations(self, manifest: Manifest, request: coordinator_pb2.Acceptance) -> None:
+        """Raises Temporary for a node that knows an older list, ReleaseRevoked or RevocationsStale as it must itself."""
+        if self._catalog is None:
+            return
+        if request.revocations_version < self._catalog.revocations_version:
+            raise Temporary(
+                f"the node knows revocation list {request.revocations_version}, here is "
+                f"{self._catalog.revocations_version}; refresh the catalog and ask again"
+            )
+        self._catalog.check_revoked(manifest, manifest.shards_for(_layers(request.layers)))
 
     async def _authorize(self, secret: bytes) -> None:
         admit(await self._state.tokens(), secret, self._clock.wall())

@@ -49,6 +49,8 @@ def verify(directory: Path, trust: TrustRoot, catalog: ServedCatalog | None = No
     release.manifest.require_model()
     check_torrent(release.torrent, release.manifest)
     ref = release.manifest.shard("aux")
+    if catalog is not None:
+        catalog.check_revoked(release.manifest, [ref])
     aux = read_shard(release.shard_path(ref), ref)
     texts = LicenseTexts.of_aux(aux)
     texts.check(release.manifest.license)

@@ -14,16 +14,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 
 from mesh.clock import Clock
 from mesh.errors import CatalogExpired, IntegrityError, MeshError, NotFound
 from mesh.weights.catalog.client import CatalogClient, CatalogRelease, CatalogView
+from mesh.weights.manifest import Manifest, ShardRef
+from mesh.weights.revocation import ReleaseRevoked, RevocationList
 
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 24 * 3600.0  # a coordinator may be away for a night without the mesh going silent
+JUDGE_SECONDS = 5.0
 RETRY_SECONDS = 30.0  # after a refresh that failed, unless there is news before
 
 OnView = Callable[[CatalogView], None]
@@ -39,6 +43,9 @@ class NodeCatalog:
         self._trouble: MeshError | None = None  # why the release may not be served any more
         self._told_version = 0  # by the last lease
         self._news = asyncio.Event()
+        self._revocations: RevocationList | None = None
+        self._guarded: tuple[Manifest, tuple[ShardRef, ...]] | None = None  # what this node serves
+        self._refreshed = asyncio.Event()
 
     @property
     def view(self) -> CatalogView:
@@ -49,10 +56,12 @@ class NodeCatalog:
     async def refresh(self) -> CatalogView:
         """Raises CatalogRefused, CatalogExpired, Unreachable; what was seen before then stays in force until it expires."""
         view = await asyncio.to_thread(self._client.refresh)
+        self._revocations = await asyncio.to_thread(view.revocation_list)
         if self._release is not None:
             await self._look_for_release(view)
         self._view = view
         self._on_view(view)
+        self._refreshed.set()
         return view
 
     async def follow(self, path: str) -> CatalogRelease:
@@ -69,6 +78,8 @@ class NodeCatalog:
 
     def check(self) -> None:
         """Whether a new session may open. Raises the reason why not."""
+        if self._revocations is not None:
+            self._revocations.check_fresh(self._clock.wall())
         if self._trouble is not None:
             raise self._trouble
         if self._release is None or self._clock.wall() <= self._fresh_until() + GRACE_SECONDS:
@@ -77,6 +88,37 @@ class NodeCatalog:
             "the catalog has expired and no newer one came, so nobody can say whether this release may still be "
             "served; the coordinator must be reachable and its catalog renewed"
         )
+
+    @property
+    def revocations_version(self) -> int:
+        """0 where nothing was ever revoked."""
+        return self._revocations.version if self._revocations is not None else 0
+
+    def guard(self, manifest: Manifest, shards: Iterable[ShardRef]) -> None:
+        """These shards of the followed release must not be revoked, from now on. Raises as ``judge`` does."""
+        self._guarded = (manifest, tuple(shards))
+        if self._revocations is not None:
+            self._revocations.check_fresh(self._clock.wall())
+        self.judge()
+
+    def judge(self) -> None:
+        """Raises ReleaseRevoked if what is guarded was revoked. (That the list is fresh is ``check``'s matter: what runs
+        goes on a while when nobody can say.)"""
+        if self._guarded is None or self._revocations is None:
+            return
+        assert self._release is not None, "follow first"
+        manifest, shards = self._guarded
+        if hits := self._revocations.hits(manifest, self._release.signer, shards, self._clock.wall()):
+            raise ReleaseRevoked(manifest, hits)
+
+    async def watch(self) -> None:
+        """Judge after every refresh, and again and again since an entry may begin to hold later. Ends by raising."""
+        while True:
+            self.judge()
+            self._refreshed.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(JUDGE_SECONDS):
+                    await self._refreshed.wait()
 
     async def run(self) -> None:
         """Refresh whenever there is news, and again after trouble, until cancelled."""

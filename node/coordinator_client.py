@@ -87,7 +87,12 @@ class CoordinatorClient:
         return offered, endpoints(offer.peers)
 
     async def accept_offer(
-        self, release_id: str, layers: LayerRange, memory_bytes: int, license_acceptance: bytes
+        self,
+        release_id: str,
+        layers: LayerRange,
+        memory_bytes: int,
+        license_acceptance: bytes,
+        revocations_version: int = 0,
     ) -> coordinator_pb2.Lease:
         return await self._call(
             self._stub.AcceptOffer(
@@ -98,6 +103,7 @@ class CoordinatorClient:
                     layers=wire_layers(layers),
                     memory_bytes=memory_bytes,
                     license_acceptance=license_acceptance,
+                    revocations_version=revocations_version,
                 ),
                 timeout=_CALL_SECONDS,
             )

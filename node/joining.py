@@ -33,6 +33,7 @@ from mesh.weights.acceptance_book import AcceptanceBook
 from mesh.weights.holdings import Holdings
 from mesh.weights.keyring import read_trust
 from mesh.weights.manifest import Manifest, ShardRef
+from mesh.weights.revocation import ReleaseRevoked
 from mesh.weights.signing import PrivateKey, TrustRoot
 from mesh.wire import coordinator_pb2, proof_pb2_grpc, stage_pb2_grpc
 from mesh.wire.channel import bind_server, format_endpoint, server_options
@@ -45,6 +46,7 @@ from node.coordinator_client import CoordinatorClient
 from node.engine import Engine
 from node.licensing import take_word
 from node.membership import Membership, NodeStatus, Superseded
+from node.obeying import obey
 from node.proving import HeldShards, ProofService
 from node.reporting import Reporter
 from node.service import StageIdentity, StageService
@@ -89,6 +91,9 @@ async def join(parts: NodeParts, config: NodeConfig) -> None:
     while True:
         try:
             await _join_once(parts, config)
+        except ReleaseRevoked as exc:
+            await obey(exc, parts.swarm, parts.holdings)
+            raise
         except Superseded as exc:
             parts.reporter.superseded(str(exc))
             logger.info("joining again", extra={"reason": str(exc)})
@@ -103,13 +108,16 @@ async def _join_once(parts: NodeParts, config: NodeConfig) -> None:
 
     async def rejoin() -> coordinator_pb2.Lease:
         """The coordinator has forgotten us: take the same layers of the same release again, or fail."""
+        if catalog is not None:  # forgotten, perhaps because what we serve was revoked
+            await _refresh_if_possible(catalog)
+            catalog.judge()
         limits = _limits(parts, config, layers=accepted.layers)
         release_id = accepted.manifest.release_id
         try:
             await _request_offer(client, parts, config, limits, release_id=release_id, wait_seconds=0)
         except NotFound as exc:
             raise Superseded(str(exc)) from exc
-        return await _reserve(client, parts, accepted)
+        return await _reserve(client, parts, accepted, catalog)
 
     membership = Membership(client, status, rejoin, lease, peers, lambda lease: _tell(catalog, lease))
     # Held until the node ends: nobody may remove what it fetches, loads and seeds.
@@ -117,12 +125,14 @@ async def _join_once(parts: NodeParts, config: NodeConfig) -> None:
     async with (
         _beside(membership.run(), name="membership"),
         _beside(_follow(catalog), name="catalog"),
+        _beside(_obey_revocations(catalog), name="revocations"),
     ):
         try:
             with held as save_path:
                 paths = await _fetch(parts, config, save_path, accepted, membership, status)
                 if catalog is not None:
                     catalog.check()  # fetching may have taken days
+                    catalog.judge()
                 status.state = coordinator_pb2.LOADING
                 membership.report_soon()
                 parts.reporter.loading()
@@ -161,11 +171,13 @@ async def _agree(
             source=coordinator_source(client, config.token.secret),
         )
         accepted = await _accept(parts, config, offer, believed.keys, limits)
+        if believed.catalog is not None:  # before anything is shown or fetched
+            believed.catalog.guard(accepted.manifest, accepted.shards)
         missing = sum(ref.size for ref in accepted.shards if parts.holdings.store.path(ref) is None)
         parts.reporter.plan(config.name, accepted, missing, parts.engine.kernel_id)
         await _ask_volunteer(config)
         try:
-            lease = await _reserve(client, parts, accepted)
+            lease = await _reserve(client, parts, accepted, believed.catalog)
         except Temporary:  # somebody else took these layers while we were looking at them
             if not attempts_left:
                 raise
@@ -196,11 +208,15 @@ async def _accept(
 
 
 async def _reserve(
-    client: CoordinatorClient, parts: NodeParts, accepted: AcceptedOffer
+    client: CoordinatorClient, parts: NodeParts, accepted: AcceptedOffer, catalog: NodeCatalog | None
 ) -> coordinator_pb2.Lease:
     manifest = accepted.manifest
     return await client.accept_offer(
-        manifest.release_id, accepted.layers, accepted.plan.total_bytes, _license_record(parts, manifest)
+        manifest.release_id,
+        accepted.layers,
+        accepted.plan.total_bytes,
+        _license_record(parts, manifest),
+        catalog.revocations_version if catalog is not None else 0,
     )
 
 
@@ -254,6 +270,21 @@ async def _follow(catalog: NodeCatalog | None) -> None:
         await catalog.run()
     else:
         await asyncio.get_running_loop().create_future()
+
+
+async def _obey_revocations(catalog: NodeCatalog | None) -> None:
+    """Ends by raising when what we serve is revoked, which unloads it."""
+    if catalog is not None:
+        await catalog.watch()
+    else:
+        await asyncio.get_running_loop().create_future()
+
+
+async def _refresh_if_possible(catalog: NodeCatalog) -> None:
+    try:
+        await catalog.refresh()
+    except MeshError as exc:
+        logger.info("catalog not refreshed", extra={"reason": str(exc)})
 
 
 async def _ask_volunteer(config: NodeConfig) -> None:

@@ -22,6 +22,7 @@ COMMANDS = {
     "show": "Say what a release is and who signed it.",
     "verify": "Check every byte of a release, offline.",
     "license": "Read, accept and list the licences of releases.",
+    "revoke": "Take back releases, shards, keys or licences.",
     "seed": "Offer a release to the swarm.",
     "pull": "Fetch a release from peers and web seeds.",
     "ls": "List the releases that this machine keeps.",

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mesh.cli.believing import CatalogOption, believed_keys
+from mesh.cli.believing import CatalogOption, believed_keys, believer
 from mesh.cli.swarm_options import (
     DhtBootstrap,
     Lsd,
@@ -67,6 +67,14 @@ def seed(
     from mesh.wire.channel import format_endpoint, is_loopback, parse_endpoint
 
     release = Release.open(directory, believed_keys(directory, trust, catalog))
+
+    def check_revoked() -> None:
+        """Asks the catalog as it is then. Raises ReleaseRevoked, RevocationsStale, NotFound and kin."""
+        check = believer(trust, catalog)(release.envelope).revocation
+        if check is not None:
+            check(release.manifest, release.manifest.shards)
+
+    check_revoked()
     options = SwarmOptions(
         listen, max_upload, max_download, profile, dht, lsd, upnp, tuple(dht_bootstrap or ()), insecure
     )
@@ -84,4 +92,11 @@ def seed(
         target = format_endpoint(*parse_endpoint(coordinator, what="--coordinator"))
         announcing = Announcing(target, JoinToken.parse(token))
     urls = tuple(web_seed_url(url) for url in web_seed or ())
-    return run_seeder(release, settings, announcing, urls, json_events=json_events)
+    return run_seeder(
+        release,
+        settings,
+        announcing,
+        urls,
+        check_revoked=check_revoked if catalog is not None else None,
+        json_events=json_events,
+    )

@@ -6,7 +6,7 @@ import asyncio
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import typer
 
 from mesh.cli.announcing import address_towards, announcement, keep_announced
 from mesh.cli.transfers import TransferView
+from mesh.errors import Unreachable
 from mesh.sizes import format_size
 from mesh.stopping import run_until_signal
 from mesh.swarm.companion import Companion, magnet_of, seed_companion
@@ -24,10 +25,15 @@ from mesh.swarm.torrent import Peer, SwarmTorrent
 from mesh.swarm.twins import seed_twins
 from mesh.token import JoinToken
 from mesh.weights.release import Release
+from mesh.weights.revocation import RevocationsStale
 from mesh.wire.channel import format_endpoint, is_loopback
 
 REPORT_SECONDS = 10.0
 VIEW_SECONDS = 0.5
+RECHECK_SECONDS = 15.0  # of the catalog, for revocations
+GRACE_SECONDS = 24 * 3600.0  # a web server may be away for a night
+
+CheckRevoked = Callable[[], None]  # raises if the release was taken back
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +50,11 @@ def run_seeder(
     announcing: Announcing | None,
     web_seeds: Sequence[str] = (),
     *,
+    check_revoked: CheckRevoked | None = None,
     json_events: bool,
 ) -> int | None:
     """Returns 128 plus the number of the signal that ended it. Raises MeshError."""
-    return run_until_signal(_seed(release, settings, announcing, web_seeds, json_events))
+    return run_until_signal(_seed(release, settings, announcing, web_seeds, check_revoked, json_events))
 
 
 async def _seed(
@@ -55,6 +62,7 @@ async def _seed(
     settings: SwarmSettings,
     announcing: Announcing | None,
     web_seeds: Sequence[str],
+    check_revoked: CheckRevoked | None,
     json_events: bool,
 ) -> None:
     manifest = release.manifest
@@ -69,6 +77,8 @@ async def _seed(
             duties = [report_uploads(torrent, view, manifest.total_bytes)]
             if announcing is not None:
                 duties.append(_announce(release, session, announcing))
+            if check_revoked is not None:
+                duties.append(_watch_revocations(check_revoked))
             # Each lasts until it is cancelled; one that fails ends the other.
             tasks = [asyncio.create_task(duty) for duty in duties]
             try:
@@ -85,6 +95,19 @@ async def _announce(release: Release, session: SwarmSession, announcing: Announc
         host = address_towards(announcing.target)
     request = announcement(announcing.token.secret, release.manifest.release_id, host, port)
     await keep_announced(announcing.target, request, lambda line: typer.echo(line, err=True))
+
+
+async def _watch_revocations(check: CheckRevoked) -> None:
+    """Ends by raising when the catalog takes the release back, or when nobody could say for too long."""
+    asked_at = time.monotonic()
+    while True:
+        await asyncio.sleep(RECHECK_SECONDS)
+        try:
+            await asyncio.to_thread(check)
+            asked_at = time.monotonic()
+        except Unreachable as exc:
+            if time.monotonic() - asked_at > GRACE_SECONDS:
+                raise RevocationsStale(f"{exc}; for a day nobody could say whether it was revoked") from exc
 
 
 async def report_uploads(torrent: SwarmTorrent, view: TransferView, total_bytes: int) -> None:

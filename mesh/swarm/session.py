@@ -152,6 +152,11 @@ class SwarmSession:
         self._discard(infohash, torrent)
         await gone
 
+    async def remove_all(self) -> None:
+        """Upload and fetch nothing any more."""
+        for torrent in list(self._by_infohash.values()):
+            await self.remove(torrent)
+
     def _discard(self, infohash: str, torrent: SwarmTorrent) -> None:
         del self._by_infohash[infohash], self._torrents[torrent.handle]
         torrent.on_gone()

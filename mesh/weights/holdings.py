@@ -194,6 +194,18 @@ class Holdings:
             self._carry_out(plan)
             return plan
 
+    def condemn(self, manifest: Manifest, refs: Collection[ShardRef]) -> None:
+        """Delete the bytes of these shards for good: blobs, whatever shares them, half-made downloads, encoded twins."""
+        save_path = self._downloads / manifest.release_id
+        files = {ref.file for ref in refs}
+        for ref in refs:
+            self.store.purge(ref)
+            (save_path / manifest.torrent.name / ref.file).unlink(missing_ok=True)
+        for encoding in manifest.encodings:
+            for twin in encoding.shards:
+                if twin.of in files:
+                    (save_path / encoding.torrent.name / twin.file).unlink(missing_ok=True)
+
     def _plan(self, max_bytes: int | None) -> Reclaim:
         if damaged := [held for held in self.releases() if held.manifest is None]:
             raise IntegrityError(

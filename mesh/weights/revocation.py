@@ -3,7 +3,7 @@
     revocations = RevocationList.parse(data)
     revocations.check_fresh(now)                                   # fail closed: a stale list permits nothing
     hits = revocations.hits(manifest, signer, manifest.shards_for(layers), now)
-    if hits: raise ReleaseRevoked(manifest.name, hits)
+    if hits: raise ReleaseRevoked(manifest, hits)
 
 A list replaces the one before: lifting a revocation is a newer list without the entry. It lives seven days at most, so that
 nobody can hide a new one for longer. A revoked key takes with it all that it signed, whenever that claims to have been
@@ -105,16 +105,16 @@ class Hit:
 
 
 class ReleaseRevoked(LicenseRefused):
-    """Exit code 5. Attributes: ``hits``."""
+    """Exit code 5. Attributes: ``manifest``, ``hits``."""
 
-    def __init__(self, what: str, hits: tuple[Hit, ...]) -> None:
+    def __init__(self, manifest: Manifest, hits: tuple[Hit, ...]) -> None:
         first, more = hits[0].revocation, len(hits) - 1
         super().__init__(
-            f"{what} was revoked: {first}"
+            f"release {manifest.name} was revoked: {first}"
             + (f" and {more} more" if more else "")
             + "; ask the operator of the mesh"
         )
-        self.hits = hits
+        self.manifest, self.hits = manifest, hits
 
     @property
     def condemned(self) -> tuple[ShardRef, ...]:
@@ -174,7 +174,7 @@ class RevocationList:
         """Raises RevocationsStale or ReleaseRevoked."""
         self.check_fresh(now)
         if hits := self.hits(manifest, signer, shards, now):
-            raise ReleaseRevoked(f"release {manifest.name}", hits)
+            raise ReleaseRevoked(manifest, hits)
 
     def _hits(
         self, manifest: Manifest, signer: str, shards: tuple[ShardRef, ...], now: float

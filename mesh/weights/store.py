@@ -130,6 +130,17 @@ class ShardStore:
         """Forget a blob; files that were linked to it keep their bytes."""
         self._blob(ref).unlink(missing_ok=True)
 
+    def purge(self, ref: ShardRef) -> None:
+        """Forget a blob together with every file under this directory that shares its bytes: downloads are hard links."""
+        blob = self._blob(ref)
+        try:
+            same = blob.stat()
+        except FileNotFoundError:
+            return
+        for path in self._blobs.parent.rglob("*"):
+            if path.is_file() and not path.is_symlink() and os.path.samestat(path.stat(), same):
+                path.unlink(missing_ok=True)
+
     def remove_root(self, root: str) -> None:
         """Forget a blob by its address."""
         assert _ROOT.fullmatch(root), root

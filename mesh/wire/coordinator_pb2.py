@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from mesh.wire import common_pb2 as mesh_dot_wire_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmesh/wire/coordinator.proto\x12\x0cmesh.wire.v1\x1a\x16mesh/wire/common.proto\"^\n\x08\x43\x61pacity\x12\x14\n\x0cmemory_bytes\x18\x01 \x01(\x04\x12\x12\n\ndisk_bytes\x18\x02 \x01(\x04\x12(\n\x06layers\x18\x03 \x01(\x0b\x32\x18.mesh.wire.v1.LayerRange\"\x9a\x02\n\x0cOfferRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0ctoken_secret\x18\x03 \x01(\x0c\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x13\n\x0bincarnation\x18\x06 \x01(\x06\x12(\n\x08\x63\x61pacity\x18\x07 \x01(\x0b\x32\x16.mesh.wire.v1.Capacity\x12\x11\n\tkernel_id\x18\x08 \x01(\t\x12\x11\n\tkv_tokens\x18\t \x01(\r\x12\r\n\x05model\x18\x15 \x01(\t\x12\x12\n\nrelease_id\x18\x16 \x01(\t\x12\x14\n\x0cmax_sessions\x18\x14 \x01(\r\x12\x14\n\x0ctrust_digest\x18\x0c \x01(\x0c\"\xae\x02\n\x05Offer\x12\x12\n\nrelease_id\x18\x01 \x01(\t\x12\x12\n\ntrust_root\x18\x02 \x01(\x0c\x12\x10\n\x08manifest\x18\x03 \x01(\x0c\x12\x0f\n\x07torrent\x18\x04 \x01(\x0c\x12(\n\x06layers\x18\x05 \x01(\x0b\x32\x18.mesh.wire.v1.LayerRange\x12%\n\x05peers\x18\x06 \x03(\x0b\x32\x16.mesh.wire.v1.Endpoint\x12\x14\n\x0clicense_text\x18\x07 \x01(\x0c\x12\x16\n\x0elicense_notice\x18\x08 \x01(\x0c\x12\x16\n\x0elicense_policy\x18\t \x01(\x0c\x12\x14\n\x0ctwin_torrent\x18\r \x01(\x0c\x12\x14\n\x0c\x63\x61talog_path\x18\n \x01(\t\x12\x17\n\x0f\x63\x61talog_version\x18\x0b \x01(\x04\"\xa2\x01\n\nAcceptance\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x12\n\nrelease_id\x18\x03 \x01(\t\x12(\n\x06layers\x18\x04 \x01(\x0b\x32\x18.mesh.wire.v1.LayerRange\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x04\x12\x1a\n\x12license_acceptance\x18\x06 \x01(\x0c\"\xb2\x02\n\x10HeartbeatRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.mesh.wire.v1.NodeState\x12\x10\n\x08progress\x18\x04 \x01(\x02\x12%\n\x05stage\x18\x05 \x01(\x0b\x32\x16.mesh.wire.v1.Endpoint\x12%\n\x05swarm\x18\x06 \x01(\x0b\x32\x16.mesh.wire.v1.Endpoint\x12\x16\n\x0ekv_tokens_free\x18\x07 \x01(\r\x12\x10\n\x08sessions\x18\x08 \x01(\r\x12\x16\n\x0esteps_computed\x18\t \x01(\x04\x12\x15\n\rfetched_bytes\x18\n \x01(\x04\x12\x17\n\x0fredundant_bytes\x18\x0b \x01(\x04\"o\n\x05Lease\x12\x0f\n\x07seconds\x18\x01 \x01(\x02\x12%\n\x05peers\x18\x02 \x03(\x0b\x32\x16.mesh.wire.v1.Endpoint\x12\x15\n\ris_superseded\x18\x14 \x01(\x08\x12\x17\n\x0f\x63\x61talog_version\x18\x03 \x01(\x04\"4\n\x0cLeaveRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\"\x0c\n\nLeaveReply\"\x85\x01\n\x0f\x41nnounceRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x14\n\x0ctoken_secret\x18\x02 \x01(\x0c\x12\x12\n\nrelease_id\x18\x03 \x01(\t\x12%\n\x05swarm\x18\x04 \x01(\x0b\x32\x16.mesh.wire.v1.Endpoint\x12\x0f\n\x07peer_id\x18\x05 \x01(\t\"G\n\rAnnounceReply\x12\x0f\n\x07seconds\x18\x01 \x01(\x02\x12%\n\x05peers\x18\x02 \x03(\x0b\x32\x16.mesh.wire.v1.Endpoint\"_\n\x0eReleaseRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x14\n\x0ctoken_secret\x18\x02 \x01(\x0c\x12\x0f\n\x07release\x18\x03 \x01(\t\x12\x14\n\x0ctrust_digest\x18\x04 \x01(\x0c\"\xc8\x01\n\x0cReleaseReply\x12\x12\n\ntrust_root\x18\x01 \x01(\x0c\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\x12\x0f\n\x07torrent\x18\x03 \x01(\x0c\x12\x14\n\x0clicense_text\x18\x04 \x01(\x0c\x12%\n\x05peers\x18\x05 \x03(\x0b\x32\x16.mesh.wire.v1.Endpoint\x12\x14\n\x0c\x63\x61talog_path\x18\x06 \x01(\t\x12\x16\n\x0elicense_notice\x18\x07 \x01(\x0c\x12\x16\n\x0elicense_policy\x18\x08 \x01(\x0c\"^\n\x12\x43\x61talogFileRequest\x12\x14\n\x0ctoken_secret\x18\x01 \x01(\x0c\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x06\x12\x0c\n\x04name\x18\x04 \x01(\t\" \n\x10\x43\x61talogFileReply\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"G\n\x0c\x46leetRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x14\n\x0ctoken_secret\x18\x02 \x01(\x0c\x12\x0f\n\x07release\x18\x03 \x01(\t\"Z\n\nFleetReply\x12\x12\n\nrelease_id\x18\x01 \x01(\t\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\x12&\n\x05nodes\x18\x03 \x03(\x0b\x32\x17.mesh.wire.v1.FleetNode\"\xbf\x01\n\tFleetNode\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12(\n\x06layers\x18\x03 \x01(\x0b\x32\x18.mesh.wire.v1.LayerRange\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x17.mesh.wire.v1.NodeState\x12%\n\x05stage\x18\x05 \x01(\x0b\x32\x16.mesh.wire.v1.Endpoint\x12\x1a\n\x12license_acceptance\x18\x06 \x01(\x0c*[\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x46\x45TCHING\x10\x01\x12\x0b\n\x07LOADING\x10\x02\x12\t\n\x05READY\x10\x03\x12\x0c\n\x08\x44RAINING\x10\x04\x32\xad\x04\n\x0b\x43oordinator\x12?\n\x0cRequestOffer\x12\x1a.mesh.wire.v1.OfferRequest\x1a\x13.mesh.wire.v1.Offer\x12<\n\x0b\x41\x63\x63\x65ptOffer\x12\x18.mesh.wire.v1.Acceptance\x1a\x13.mesh.wire.v1.Lease\x12@\n\tHeartbeat\x12\x1e.mesh.wire.v1.HeartbeatRequest\x1a\x13.mesh.wire.v1.Lease\x12=\n\x05Leave\x12\x1a.mesh.wire.v1.LeaveRequest\x1a\x18.mesh.wire.v1.LeaveReply\x12\x46\n\x08\x41nnounce\x12\x1d.mesh.wire.v1.AnnounceRequest\x1a\x1b.mesh.wire.v1.AnnounceReply\x12=\n\x05\x46leet\x12\x1a.mesh.wire.v1.FleetRequest\x1a\x18.mesh.wire.v1.FleetReply\x12\x46\n\nGetRelease\x12\x1c.mesh.wire.v1.ReleaseRequest\x1a\x1a.mesh.wire.v1.ReleaseReply\x12O\n\x0b\x43\x61talogFile\x12 .mesh.wire.v1.CatalogFileRequest\x1a\x1e.mesh.wire.v1.CatalogFileReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmesh/wire/coordinator.proto\x12\x0cmesh.wire.v1\x1a\x16mesh/wire/common.proto\"^\n\x08\x43\x61pacity\x12\x14\n\x0cmemory_bytes\x18\x01 \x01(\x04\x12\x12\n\ndisk_bytes\x18\x02 \x01(\x04\x12(\n\x06layers\x18\x03 \x01(\x0b\x32\x18.mesh.wire.v1.LayerRange\"\x9a\x02\n\x0cOfferRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0ctoken_secret\x18\x03 \x01(\x0c\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x13\n\x0bincarnation\x18\x06 \x01(\x06\x12(\n\x08\x63\x61pacity\x18\x07 \x01(\x0b\x32\x16.mesh.wire.v1.Capacity\x12\x11\n\tkernel_id\x18\x08 \x01(\t\x12\x11\n\tkv_tokens\x18\t \x01(\r\x12\r\n\x05model\x18\x15 \x01(\t\x12\x12\n\nrelease_id\x18\x16 \x01(\t\x12\x14\n\x0cmax_sessions\x18\x14 \x01(\r\x12\x14\n\x0ctrust_digest\x18\x0c \x01(\x0c\"\xae\x02\n\x05Offer\x12\x12\n\nrelease_id\x18\x01 \x01(\t\x12\x12\n\ntrust_root\x18\x02 \x01(\x0c\x12\x10\n\x08manifest\x18\x03 \x01(\x0c\x12\x0f\n\x07torrent\x18\x04 \x01(\x0c\x12(\n\x06layers\x18\x05 \x01(\x0b\x32\x18.mesh.wire.v1.LayerRange\x12%\n\x05peers\x18\x06 \x03(\x0b\x32\x16.mesh.wire.v1.Endpoint\x12\x14\n\x0clicense_text\x18\x07 \x01(\x0c\x12\x16\n\x0elicense_notice\x18\x08 \x01(\x0c\x12\x16\n\x0elicense_policy\x18\t \x01(\x0c\x12\x14\n\x0ctwin_torrent\x18\r \x01(\x0c\x12\x14\n\x0c\x63\x61talog_path\x18\n \x01(\t\x12\x17\n\x0f\x63\x61talog_version\x18\x0b \x01(\x04\"\xbf\x01\n\nAcceptance\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x12\n\nrelease_id\x18\x03 \x01(\t\x12(\n\x06layers\x18\x04 \x01(\x0b\x32\x18.mesh.wire.v1.LayerRange\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x04\x12\x1a\n\x12license_acceptance\x18\x06 \x01(\x0c\x12\x1b\n\x13revocations_version\x18\x07 \x01(\x04\"\xb2\x02\n\x10HeartbeatRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.mesh.wire.v1.NodeState\x12\x10\n\x08progress\x18\x04 \x01(\x02\x12%\n\x05stage\x18\x05 \x01(\x0b\x32\x16.mesh.wire.v1.Endpoint\x12%\n\x05swarm\x18\x06 \x01(\x0b\x32\x16.mesh.wire.v1.Endpoint\x12\x16\n\x0ekv_tokens_free\x18\x07 \x01(\r\x12\x10\n\x08sessions\x18\x08 \x01(\r\x12\x16\n\x0esteps_computed\x18\t \x01(\x04\x12\x15\n\rfetched_bytes\x18\n \x01(\x04\x12\x17\n\x0fredundant_bytes\x18\x0b \x01(\x04\"o\n\x05Lease\x12\x0f\n\x07seconds\x18\x01 \x01(\x02\x12%\n\x05peers\x18\x02 \x03(\x0b\x32\x16.mesh.wire.v1.Endpoint\x12\x15\n\ris_superseded\x18\x14 \x01(\x08\x12\x17\n\x0f\x63\x61talog_version\x18\x03 \x01(\x04\"4\n\x0cLeaveRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\"\x0c\n\nLeaveReply\"\x85\x01\n\x0f\x41nnounceRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x14\n\x0ctoken_secret\x18\x02 \x01(\x0c\x12\x12\n\nrelease_id\x18\x03 \x01(\t\x12%\n\x05swarm\x18\x04 \x01(\x0b\x32\x16.mesh.wire.v1.Endpoint\x12\x0f\n\x07peer_id\x18\x05 \x01(\t\"G\n\rAnnounceReply\x12\x0f\n\x07seconds\x18\x01 \x01(\x02\x12%\n\x05peers\x18\x02 \x03(\x0b\x32\x16.mesh.wire.v1.Endpoint\"_\n\x0eReleaseRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x14\n\x0ctoken_secret\x18\x02 \x01(\x0c\x12\x0f\n\x07release\x18\x03 \x01(\t\x12\x14\n\x0ctrust_digest\x18\x04 \x01(\x0c\"\xc8\x01\n\x0cReleaseReply\x12\x12\n\ntrust_root\x18\x01 \x01(\x0c\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\x12\x0f\n\x07torrent\x18\x03 \x01(\x0c\x12\x14\n\x0clicense_text\x18\x04 \x01(\x0c\x12%\n\x05peers\x18\x05 \x03(\x0b\x32\x16.mesh.wire.v1.Endpoint\x12\x14\n\x0c\x63\x61talog_path\x18\x06 \x01(\t\x12\x16\n\x0elicense_notice\x18\x07 \x01(\x0c\x12\x16\n\x0elicense_policy\x18\x08 \x01(\x0c\"^\n\x12\x43\x61talogFileRequest\x12\x14\n\x0ctoken_secret\x18\x01 \x01(\x0c\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x06\x12\x0c\n\x04name\x18\x04 \x01(\t\" \n\x10\x43\x61talogFileReply\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"G\n\x0c\x46leetRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x14\n\x0ctoken_secret\x18\x02 \x01(\x0c\x12\x0f\n\x07release\x18\x03 \x01(\t\"Z\n\nFleetReply\x12\x12\n\nrelease_id\x18\x01 \x01(\t\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\x12&\n\x05nodes\x18\x03 \x03(\x0b\x32\x17.mesh.wire.v1.FleetNode\"\xbf\x01\n\tFleetNode\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12(\n\x06layers\x18\x03 \x01(\x0b\x32\x18.mesh.wire.v1.LayerRange\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x17.mesh.wire.v1.NodeState\x12%\n\x05stage\x18\x05 \x01(\x0b\x32\x16.mesh.wire.v1.Endpoint\x12\x1a\n\x12license_acceptance\x18\x06 \x01(\x0c*[\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x46\x45TCHING\x10\x01\x12\x0b\n\x07LOADING\x10\x02\x12\t\n\x05READY\x10\x03\x12\x0c\n\x08\x44RAINING\x10\x04\x32\xad\x04\n\x0b\x43oordinator\x12?\n\x0cRequestOffer\x12\x1a.mesh.wire.v1.OfferRequest\x1a\x13.mesh.wire.v1.Offer\x12<\n\x0b\x41\x63\x63\x65ptOffer\x12\x18.mesh.wire.v1.Acceptance\x1a\x13.mesh.wire.v1.Lease\x12@\n\tHeartbeat\x12\x1e.mesh.wire.v1.HeartbeatRequest\x1a\x13.mesh.wire.v1.Lease\x12=\n\x05Leave\x12\x1a.mesh.wire.v1.LeaveRequest\x1a\x18.mesh.wire.v1.LeaveReply\x12\x46\n\x08\x41nnounce\x12\x1d.mesh.wire.v1.AnnounceRequest\x1a\x1b.mesh.wire.v1.AnnounceReply\x12=\n\x05\x46leet\x12\x1a.mesh.wire.v1.FleetRequest\x1a\x18.mesh.wire.v1.FleetReply\x12\x46\n\nGetRelease\x12\x1c.mesh.wire.v1.ReleaseRequest\x1a\x1a.mesh.wire.v1.ReleaseReply\x12O\n\x0b\x43\x61talogFile\x12 .mesh.wire.v1.CatalogFileRequest\x1a\x1e.mesh.wire.v1.CatalogFileReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mesh.wire.coordinator_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NODESTATE']._serialized_start=2408
-  _globals['_NODESTATE']._serialized_end=2499
+  _globals['_NODESTATE']._serialized_start=2437
+  _globals['_NODESTATE']._serialized_end=2528
   _globals['_CAPACITY']._serialized_start=69
   _globals['_CAPACITY']._serialized_end=163
   _globals['_OFFERREQUEST']._serialized_start=166
@@ -41,33 +41,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OFFER']._serialized_start=451
   _globals['_OFFER']._serialized_end=753
   _globals['_ACCEPTANCE']._serialized_start=756
-  _globals['_ACCEPTANCE']._serialized_end=918
-  _globals['_HEARTBEATREQUEST']._serialized_start=921
-  _globals['_HEARTBEATREQUEST']._serialized_end=1227
-  _globals['_LEASE']._serialized_start=1229
-  _globals['_LEASE']._serialized_end=1340
-  _globals['_LEAVEREQUEST']._serialized_start=1342
-  _globals['_LEAVEREQUEST']._serialized_end=1394
-  _globals['_LEAVEREPLY']._serialized_start=1396
-  _globals['_LEAVEREPLY']._serialized_end=1408
-  _globals['_ANNOUNCEREQUEST']._serialized_start=1411
-  _globals['_ANNOUNCEREQUEST']._serialized_end=1544
-  _globals['_ANNOUNCEREPLY']._serialized_start=1546
-  _globals['_ANNOUNCEREPLY']._serialized_end=1617
-  _globals['_RELEASEREQUEST']._serialized_start=1619
-  _globals['_RELEASEREQUEST']._serialized_end=1714
-  _globals['_RELEASEREPLY']._serialized_start=1717
-  _globals['_RELEASEREPLY']._serialized_end=1917
-  _globals['_CATALOGFILEREQUEST']._serialized_start=1919
-  _globals['_CATALOGFILEREQUEST']._serialized_end=2013
-  _globals['_CATALOGFILEREPLY']._serialized_start=2015
-  _globals['_CATALOGFILEREPLY']._serialized_end=2047
-  _globals['_FLEETREQUEST']._serialized_start=2049
-  _globals['_FLEETREQUEST']._serialized_end=2120
-  _globals['_FLEETREPLY']._serialized_start=2122
-  _globals['_FLEETREPLY']._serialized_end=2212
-  _globals['_FLEETNODE']._serialized_start=2215
-  _globals['_FLEETNODE']._serialized_end=2406
-  _globals['_COORDINATOR']._serialized_start=2502
-  _globals['_COORDINATOR']._serialized_end=3059
+  _globals['_ACCEPTANCE']._serialized_end=947
+  _globals['_HEARTBEATREQUEST']._serialized_start=950
+  _globals['_HEARTBEATREQUEST']._serialized_end=1256
+  _globals['_LEASE']._serialized_start=1258
+  _globals['_LEASE']._serialized_end=1369
+  _globals['_LEAVEREQUEST']._serialized_start=1371
+  _globals['_LEAVEREQUEST']._serialized_end=1423
+  _globals['_LEAVEREPLY']._serialized_start=1425
+  _globals['_LEAVEREPLY']._serialized_end=1437
+  _globals['_ANNOUNCEREQUEST']._serialized_start=1440
+  _globals['_ANNOUNCEREQUEST']._serialized_end=1573
+  _globals['_ANNOUNCEREPLY']._serialized_start=1575
+  _globals['_ANNOUNCEREPLY']._serialized_end=1646
+  _globals['_RELEASEREQUEST']._serialized_start=1648
+  _globals['_RELEASEREQUEST']._serialized_end=1743
+  _globals['_RELEASEREPLY']._serialized_start=1746
+  _globals['_RELEASEREPLY']._serialized_end=1946
+  _globals['_CATALOGFILEREQUEST']._serialized_start=1948
+  _globals['_CATALOGFILEREQUEST']._serialized_end=2042
+  _globals['_CATALOGFILEREPLY']._serialized_start=2044
+  _globals['_CATALOGFILEREPLY']._serialized_end=2076
+  _globals['_FLEETREQUEST']._serialized_start=2078
+  _globals['_FLEETREQUEST']._serialized_end=2149
+  _globals['_FLEETREPLY']._serialized_start=2151
+  _globals['_FLEETREPLY']._serialized_end=2241
+  _globals['_FLEETNODE']._serialized_start=2244
+  _globals['_FLEETNODE']._serialized_end=2435
+  _globals['_COORDINATOR']._serialized_start=2531
+  _globals['_COORDINATOR']._serialized_end=3088
 # @@protoc_insertion_point(module_scope)

@@ -90,20 +90,22 @@ class Offer(_message.Message):
     def __init__(self, release_id: _Optional[str] = ..., trust_root: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., torrent: _Optional[bytes] = ..., layers: _Optional[_Union[_common_pb2.LayerRange, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[_common_pb2.Endpoint, _Mapping]]] = ..., license_text: _Optional[bytes] = ..., license_notice: _Optional[bytes] = ..., license_policy: _Optional[bytes] = ..., twin_torrent: _Optional[bytes] = ..., catalog_path: _Optional[str] = ..., catalog_version: _Optional[int] = ...) -> None: ...
 
 class Acceptance(_message.Message):
-    __slots__ = ("node_id", "incarnation", "release_id", "layers", "memory_bytes", "license_acceptance")
+    __slots__ = ("node_id", "incarnation", "release_id", "layers", "memory_bytes", "license_acceptance", "revocations_version")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     LICENSE_ACCEPTANCE_FIELD_NUMBER: _ClassVar[int]
+    REVOCATIONS_VERSION_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     incarnation: int
     release_id: str
     layers: _common_pb2.LayerRange
     memory_bytes: int
     license_acceptance: bytes
-    def __init__(self, node_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., release_id: _Optional[str] = ..., layers: _Optional[_Union[_common_pb2.LayerRange, _Mapping]] = ..., memory_bytes: _Optional[int] = ..., license_acceptance: _Optional[bytes] = ...) -> None: ...
+    revocations_version: int
+    def __init__(self, node_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., release_id: _Optional[str] = ..., layers: _Optional[_Union[_common_pb2.LayerRange, _Mapping]] = ..., memory_bytes: _Optional[int] = ..., license_acceptance: _Optional[bytes] = ..., revocations_version: _Optional[int] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
     __slots__ = ("node_id", "incarnation", "state", "progress", "stage", "swarm", "kv_tokens_free", "sessions", "steps_computed", "fetched_bytes", "redundant_bytes")
