@@ -16,7 +16,7 @@ from pathlib import Path
 from mesh.clock import Clock
 from mesh.errors import IntegrityError, MeshError, NotFound
 from mesh.weights.catalog.client import CatalogClient, CatalogRelease, CatalogView
-from mesh.weights.catalog.names import ONLINE_ROLES
+from mesh.weights.catalog.names import ONLINE_ROLES, TAKEDOWN
 from mesh.weights.catalog.repository import Catalog
 from mesh.weights.catalog.sources import directory_source
 from mesh.weights.manifest import Manifest, ShardRef
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0  # how soon a change on disk is seen
 SIGN_SECONDS = 60.0  # how often the online roles' age is looked at
+WARN_LIST_SECONDS = 2 * 86400.0  # before the revocation list does, which lives seven days
 WARN_SECONDS = 7 * 86400.0  # before an offline role expires: it takes people to renew it
 
 
@@ -143,9 +144,19 @@ class ServedCatalog:
         for row in self._catalog.status().roles:
             if row.role in ONLINE_ROLES or row.expires is None:
                 continue
+            if row.role == TAKEDOWN and self._revocations is not None:
+                continue  # it lives as long as its list
             if row.expires.timestamp() - self._clock.wall() < WARN_SECONDS:
                 self._say_once(
                     f"catalog role {row.role} expires {row.expires:%Y-%m-%d %H:%M} UTC; renew it with: mesh catalog renew"
+                )
+
+        if self._revocations is not None:
+            left = self._revocations.expires_at - self._clock.wall()
+            if left < WARN_LIST_SECONDS:
+                self._say_once(
+                    f"revocation list {self._revocations.version} expires {self._revocations.expires}; "
+                    "renew it with: mesh revoke --catalog DIR --refresh"
                 )
 
     def _say_once(self, text: str) -> None:

@@ -92,7 +92,7 @@ class Mesh:
         offer = await self.ask()
         catalog = (await self.believe(offer)).catalog
         assert catalog is not None
-        await self.client.accept_offer(offer.release_id, offer.layers, 1, b"")
+        await self.client.accept_offer(offer.release_id, offer.layers, 1, b"", catalog.revocations_version)
         self.following.append(asyncio.create_task(catalog.run()))
         return catalog
 
