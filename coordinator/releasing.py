@@ -70,8 +70,10 @@ class Releasing:
             try:
                 self._check_revoked(manifest, [manifest.shard("aux")])
             except ReleaseRevoked as exc:
-                await self._end(hosted, str(exc))
+                self._hosting.remove(hosted.release_id)  # at once; ending its answers may take a moment
                 await self._state.note("release revoked", hosted.release_id, str(exc), self._clock.wall())
+                await hosted.close()
+                logger.error("release revoked", extra={**_extra(hosted), "reason": str(exc)})
                 continue
             now = self._clock.monotonic()
             for node in hosted.membership.view(now).nodes:

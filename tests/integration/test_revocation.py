@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,11 @@ def test_a_stolen_key_signs_nothing_that_counts_after_its_revocation(tmp_path: P
             found.check(release.manifest, release.signer, release.manifest.shards, now)
 
 
+def audited(data: Path) -> list[tuple[str, str]]:
+    with closing(sqlite3.connect(data / "state.db")) as database:
+        return database.execute("SELECT event, detail FROM audit WHERE event LIKE '%revoked'").fetchall()
+
+
 async def test_real_processes_unload_delete_and_go_within_a_heartbeat(tmp_path: Path) -> None:
     packed = pack_tiny(tmp_path / "packed", num_layers=2)
     keys, directory = Keys(acme=packed.key), tmp_path / "catalog"
@@ -226,8 +232,9 @@ async def test_real_processes_unload_delete_and_go_within_a_heartbeat(tmp_path: 
         assert "was revoked: release" in node.last_words()
         assert not list((tmp_path / "n" / "shards" / "blobs").iterdir())
         assert not [path for path in (tmp_path / "n").rglob("*.safetensors") if path.is_file()]
-    with sqlite3.connect(tmp_path / "coordinator" / "state.db") as database:
-        lines = database.execute("SELECT event, detail FROM audit WHERE event LIKE '%revoked'").fetchall()
+        async with asyncio.timeout(10):
+            while not (lines := audited(tmp_path / "coordinator")):
+                await asyncio.sleep(0.05)
     assert [event for event, _ in lines] == ["release revoked"]
     assert "case 7" in lines[0][1]
 
