@@ -98,6 +98,8 @@ class SwarmTorrent:
         self._deferred: set[int] = set()  # wanted, but not asked for yet
         self._availability: list[int] = []  # by piece: how many connected peers hold it
         self.on_bad_piece: Callable[[int], None] = lambda piece: None
+        self._layout = layout
+        self._is_hybrid = handle.info_hashes().has_v1()
         if layout is not None:
             self._want(layout, wanted)
         self._failure: MeshError | None = None
@@ -106,7 +108,8 @@ class SwarmTorrent:
         self._peers: set[Peer] = set(peers)
 
     def _want(self, layout: lt.file_storage, wanted: Collection[str]) -> None:
-        self._piece_length = length = layout.piece_length()
+        self._layout, self._piece_length = layout, layout.piece_length()
+        length = self._piece_length
         for index in range(layout.num_files()):
             if (path := _portable(layout.file_path(index))) in wanted:
                 start, size = layout.file_offset(index), layout.file_size(index)
@@ -203,6 +206,11 @@ class SwarmTorrent:
 
     def add_piece(self, piece: int, data: bytes) -> None:
         """Give libtorrent a whole piece that came another way. It is hashed like any other; see ``on_bad_piece``."""
+        if (
+            self._is_hybrid
+        ):  # v1 counts the padding behind a file as the piece's; without it libtorrent says nothing
+            assert self._layout is not None
+            data += bytes(self._layout.piece_size(piece) - len(data))
         # Whole: what peers sent of it goes, so that a bad piece has one culprit.
         self._handle.add_piece(piece, data, lt.add_piece_flags_t.overwrite_existing)
 

@@ -20,6 +20,7 @@ from mesh.swarm.metainfo import check_torrent
 from mesh.swarm.session import SwarmSession
 from mesh.weights.v1_pieces import V1PieceHasher
 from tests.support.seeders import SIZES, assert_equal, files_below, seeding, some
+from tests.support.static_server import static_server
 from tests.support.synthetic_release import KIB, SyntheticRelease, write_release
 
 
@@ -130,3 +131,16 @@ def test_manifest_that_names_another_v1_infohash_is_refused(hybrid: SyntheticRel
 
     with pytest.raises(TorrentMismatch, match="v1 infohash"):
         check_torrent(hybrid.torrent, lying)
+
+
+async def test_web_seed_brings_every_file(hybrid: SyntheticRelease, tmp_path: Path) -> None:
+    async with SwarmSession() as node:
+        with static_server(hybrid.directory) as bucket:
+            async with asyncio.timeout(20):
+                report = await fetch(
+                    node, hybrid.torrent, hybrid.manifest, hybrid.manifest.shards, tmp_path, list, web_seeds=[bucket.url]
+                )  # fmt: skip
+
+    assert_equal(report, hybrid)
+    assert report.web_seed_bytes == hybrid.manifest.total_bytes
+    assert report.failed_bytes == 0
