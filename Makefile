@@ -5,12 +5,14 @@ TORCH    ?= torch==2.13.0   # installed first, so that nothing else can pull ano
 PIP_ARGS ?=                 # for that install only, e.g. --index-url of a CPU-only or CUDA build
 MODEL    ?=                 # for `make demo`: a GGUF file or a Hugging Face directory
 PYTEST_ARGS ?=
+# Whose environments are built for every run of the tests; lm-eval's, with half a gigabyte of data tools, is not.
+CLIENTS := openai2 openai3 anthropic litellm langchain
 
 VENV := .venv
 BIN  := $(VENV)/bin
 INSTALL = PYTHON="$(strip $(PYTHON))" TORCH="$(strip $(TORCH))" PIP_ARGS="$(strip $(PIP_ARGS))" .ci/install
 
-.PHONY: help demo test test-clients client-envs check lint types imports format proto bench bench-overhead bench-failover clean
+.PHONY: help demo test test-clients test-lm-eval client-envs check lint types imports format proto bench bench-overhead bench-failover clean
 
 help:  ## Say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,10 +24,14 @@ test: $(VENV)/.installed-dev  ## Run the whole test suite
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 test-clients: client-envs  ## Drive real clients, each in an environment of its own, against a mesh with the real model
-	@$(BIN)/python -m pytest tests/clients $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests/clients/test_real_clients.py $(PYTEST_ARGS)
+
+test-lm-eval: $(VENV)/.installed-dev  ## Run lm-eval against meshes of one and three nodes: the scores of one process
+	@.ci/client-envs $(BIN)/python lm-eval
+	@$(BIN)/python -m pytest tests/clients/test_lm_eval.py $(PYTEST_ARGS)
 
 client-envs: $(VENV)/.installed-dev
-	@.ci/client-envs $(BIN)/python
+	@.ci/client-envs $(BIN)/python $(CLIENTS)
 
 check: lint types imports  ## Lint, types and import directions, without the tests
 
