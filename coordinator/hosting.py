@@ -85,7 +85,7 @@ class Hosting(Mapping[str, ServedModel]):
 
     def of(self, release_id: str) -> Hosted:
         if (found := self._hosted.get(release_id)) is None:
-            served = ", ".join(each[:16] for each in self._hosted)
+            served = ", ".join(each[:16] for each in self._hosted) or "none now"
             raise NotFound(
                 f"release {release_id[:16]!r} is not served here; this coordinator serves {served}"
             )
@@ -94,6 +94,8 @@ class Hosting(Mapping[str, ServedModel]):
     def find(self, text: str) -> Hosted:
         """The release of that id, or the newest of that name; the only model's for an empty text."""
         names = list(self)
+        if not text and not names:
+            raise NotFound("this coordinator serves no release now; the last one was revoked or removed")
         if not text and len(names) > 1:
             raise UsageError(f"this coordinator serves several models, say which: {', '.join(names)}")
         if not text or text in names:

@@ -106,7 +106,9 @@ def refusing(method: Method) -> Method:
         try:
             return await method(self, request, context)
         except MeshError as exc:
-            logger.info("refused", extra={"call": method.__name__, "reason": str(exc)})
+            # Whoever follows a catalog asks for the next root until there is none: that is how it ends, no refusal.
+            if not (method.__name__ == "CatalogFile" and isinstance(exc, NotFound)):
+                logger.info("refused", extra={"call": method.__name__, "reason": str(exc)})
             await context.abort(*status_of(exc))
 
     return answer  # type: ignore[return-value]

@@ -98,13 +98,16 @@ class Verification:
         kind = next(k for k in _WORST_FIRST if any(isinstance(found, k) for found in self.findings))
         parts = [str(step.problem) for step in self.steps if step.problem]
         if problems := self.problems:
-            state = "missing" if all(isinstance(p, NotFound) for p in problems.values()) else "bad"
-            names = ", ".join(ref.file for ref in problems)
-            again = "" if state == "missing" else " again"
-            parts.append(
-                f"{len(problems)} of {len(self.shards)} shards are {state}: {names}; fetch them{again}"
-            )
+            parts.append(self._describe_problems(problems))
         return kind("; ".join(parts))
+
+    def _describe_problems(self, problems: dict[ShardRef, MeshError]) -> str:
+        if not self.held:
+            return f"none of its {len(self.shards)} shards is held; fetch them"
+        state = "missing" if all(isinstance(p, NotFound) for p in problems.values()) else "bad"
+        again = "" if state == "missing" else " again"
+        names = ", ".join(ref.file for ref in problems)
+        return f"{len(problems)} of {len(self.shards)} shards are {state}: {names}; fetch them{again}"
 
 
 _WORST_FIRST: tuple[type[MeshError], ...] = (IntegrityError, LicenseRefused, NotFound, MeshError)
@@ -136,7 +139,7 @@ def verify_release(
         Step("signature", Outcome.PASSED, f"Ed25519 over the manifest's exact bytes, release {manifest.release_id}"),
         Step("trust", Outcome.PASSED, f"signed by {signer}" + (f", {trusted}" if trusted else "")),
         _expiry_step(manifest, now or datetime.now(UTC)),
-        _license_step(manifest, aux, acceptance),
+        _license_step(manifest, aux, f"aux is {_where(shards[-1])}", acceptance),
         _revocation_step(release, revocation),
         _torrent_step(release),
         *twins,
@@ -231,7 +234,11 @@ def _expiry_step(manifest: Manifest, now: datetime) -> Step:
     return Step("expiry", Outcome.PASSED, f"until {manifest.expires}")
 
 
-def _license_step(manifest: Manifest, aux: Shard | None, acceptance: str | None) -> Step:
+def _where(shard: CheckedShard) -> str:
+    return "not what was signed" if shard.is_held else "not held"
+
+
+def _license_step(manifest: Manifest, aux: Shard | None, otherwise: str, acceptance: str | None) -> Step:
     license_ = manifest.license
     told = license_.id
     if acceptance is not None:
@@ -242,7 +249,7 @@ def _license_step(manifest: Manifest, aux: Shard | None, acceptance: str | None)
         return Step(
             "licence",
             Outcome.NOT_CHECKED,
-            f"{told}: the texts are in aux, which is not here or bad",
+            f"{told}; the texts are not looked at, since {otherwise}",
         )
     found = []
     for name, field in LICENSE_FILES:
@@ -319,7 +326,11 @@ def _contents_step(manifest: Manifest, shards: Sequence[CheckedShard], aux: Shar
                     f"infinity or NaN in {', '.join(shard.remarks[:5])}",
                     _REPACK,
                 )
-        what = _check_speech(manifest, aux)
+        what = (
+            _check_speech(manifest, aux)
+            if aux is not None
+            else f"tokenizer not looked at, since aux is {_where(shards[-1])}"
+        )
     except MeshError as exc:
         return _failed("contents", exc)
     if any(shard.header is None for shard in shards if shard.is_held):
@@ -344,14 +355,12 @@ def check_tensors(manifest: Manifest, ref: ShardRef, header: ShardHeader) -> Non
             raise ShardCorrupt(ref.file, f"{name} of type {', '.join(WEIGHT_TYPES)}", kind, _REPACK)
 
 
-def _check_speech(manifest: Manifest, aux: Shard | None) -> str:
+def _check_speech(manifest: Manifest, aux: Shard) -> str:
     """Config, tokenizer and chat template can be read and agree with the manifest. Raises ShardCorrupt."""
     from mesh import strict_json
     from mesh.architecture import LlamaConfig
     from mesh.model.tokenizer import Tokenizer
 
-    if aux is None:
-        return "tokenizer not looked at, since aux is not here or bad"
     try:
         config = LlamaConfig.from_json(
             strict_json.loads(bytes(aux.bytes_of("config.json")), max_bytes=1 << 20)

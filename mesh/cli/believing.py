@@ -7,6 +7,7 @@ open_manifest(envelope, belief.trust)
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import typer
 
 if TYPE_CHECKING:
     from mesh.belief import Belief, Believer, RevocationCheck
+    from mesh.token import JoinToken
     from mesh.weights.catalog.client import CatalogRelease, CatalogView
     from mesh.weights.catalog.sources import Source
     from mesh.weights.manifest import Manifest, ShardRef
@@ -58,6 +60,25 @@ def believed_keys(release: Path, trust_file: Path | None, catalog: str | None) -
 
     believe = believer(trust_file, catalog)
     return believe(read_envelope(release / MANIFEST_FILE if release.is_dir() else release)).trust
+
+
+def believe_token(token: JoinToken, target: str, trust_root: bytes, envelope: bytes) -> Belief:
+    """What a join token makes its holder believe of a release that the coordinator at ``target`` handed out.
+
+    Raises IntegrityError for a trust root that is not the token's. Not for a thread with an event loop.
+    """
+    from mesh.belief import Belief
+    from mesh.errors import IntegrityError
+    from mesh.weights.catalog.names import is_catalog_root
+    from mesh.weights.signing import TrustRoot
+
+    if hashlib.sha256(trust_root).digest() != token.trust_digest:
+        raise IntegrityError(
+            "the coordinator's trust root is not the one in the join token; ask for a new token, or pass --trust FILE"
+        )
+    if not is_catalog_root(trust_root):
+        return Belief(TrustRoot.from_bytes(trust_root))
+    return _listed(open_catalog(trust_root, target, token.encode()), envelope)
 
 
 def open_catalog(root: bytes, where: str, token: str | None = None) -> CatalogView:

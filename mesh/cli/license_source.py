@@ -7,13 +7,13 @@ publisher signed.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc.aio
 
-from mesh.errors import IntegrityError, UsageError
+from mesh.cli.believing import believe_token
+from mesh.errors import UsageError
 from mesh.token import JoinToken
 from mesh.weights.keyring import trusted_keys
 from mesh.weights.license_text import LicenseTexts
@@ -60,7 +60,9 @@ def _of_release(directory: Path, trust: TrustRoot) -> Terms:
 
 
 async def _of_coordinator(target: str, token: JoinToken, trust: TrustRoot | None, release: str) -> Terms:
-    request = coordinator_pb2.ReleaseRequest(protocol=VERSION, token_secret=token.secret, release=release)
+    request = coordinator_pb2.ReleaseRequest(
+        protocol=VERSION, token_secret=token.secret, release=release, trust_digest=token.trust_digest
+    )
     async with open_channel(target) as channel:
         try:
             reply = await coordinator_pb2_grpc.CoordinatorStub(channel).GetRelease(
@@ -69,10 +71,7 @@ async def _of_coordinator(target: str, token: JoinToken, trust: TrustRoot | None
         except grpc.aio.AioRpcError as exc:
             raise error_from(exc) from exc
     if trust is None:
-        if hashlib.sha256(reply.trust_root).digest() != token.trust_digest:
-            raise IntegrityError(
-                "the coordinator's trust root is not the one in the join token; ask for a new token"
-            )
-        trust = TrustRoot.from_bytes(reply.trust_root)
+        belief = await asyncio.to_thread(believe_token, token, target, reply.trust_root, reply.manifest)
+        trust = belief.trust
     texts = LicenseTexts(reply.license_text, reply.license_notice or None, reply.license_policy or None)
     return Terms(open_manifest(reply.manifest, trust), texts)

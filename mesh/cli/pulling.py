@@ -14,7 +14,9 @@ from typing import Any
 
 import typer
 
+from mesh.belief import Belief
 from mesh.cli.announcing import address_towards, announcement, keep_announced
+from mesh.cli.believing import believe_token
 from mesh.cli.seeding import report_uploads
 from mesh.cli.stores import open_holdings
 from mesh.cli.swarm_options import SwarmOptions
@@ -80,14 +82,16 @@ async def _pull(options: PullOptions) -> None:
                 peers=options.peers,
                 patience_seconds=options.stall_seconds,
             )
+            belief = await _believe(found, options)
             plan = plan_pull(
                 found,
-                trust=options.trust,
-                trust_digest=options.token.trust_digest if options.token else None,
+                trust=belief.trust,
                 infohash=link.infohash if link else None,
                 layers=options.layers,
                 now=time.time(),
             )
+            if belief.revocation is not None:
+                await asyncio.to_thread(belief.revocation, plan.manifest, plan.refs)
             if plan.manifest.torrent.private and (options.swarm.finds_peers or options.swarm.upnp):
                 raise UsageError(
                     f"release {plan.manifest.name} is private: its peers come from its coordinator,"
@@ -103,6 +107,16 @@ async def _pull(options: PullOptions) -> None:
                 await _transfer(
                     plan, found, holdings.store if holdings else None, directory, session, options, scratch
                 )
+
+
+async def _believe(found: Found, options: PullOptions) -> Belief:
+    """The user's own keys if they named any, else what the token pins; a catalog then also says what was revoked."""
+    if options.trust is not None:
+        return Belief(options.trust)
+    assert options.token is not None
+    assert isinstance(options.source, Coordinator)
+    root = found.trust_root or b""
+    return await asyncio.to_thread(believe_token, options.token, options.source.target, root, found.envelope)
 
 
 async def _transfer(

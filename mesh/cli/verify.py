@@ -16,7 +16,7 @@ def verify(
     release: Annotated[
         str | None,
         typer.Argument(
-            help="A release's directory, or its name or id in the store. With --fleet: where a mesh serves several.",
+            help="A release's directory, or its name or id in the store; with --fleet at the coordinator, if it serves several.",
             show_default=False,
         ),
     ] = None,

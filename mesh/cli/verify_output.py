@@ -25,8 +25,9 @@ def tell(verification: Verification) -> None:
         typer.echo(
             f"{_state(shard):<8}  {shard.ref.file:<{widest}}  {place:<10}  {format_size(shard.ref.size):>10}  {shard.ref.root[:16]}"
         )
-    for problem in verification.problems.values():
-        typer.echo(f"BAD  {problem}")
+    for shard in verification.shards:
+        if shard.problem is not None and shard.is_held:  # of the others the row says it all
+            typer.echo(f"BAD  {shard.problem}")
     for file in verification.unlisted_files:
         typer.echo(f"not part of the release: {file}")
     if verification.ok:

@@ -128,7 +128,9 @@ async def _get(client: httpx.AsyncClient, url: str, max_bytes: int) -> bytes:
 
 
 async def _from_coordinator(target: str, release: str, token: JoinToken) -> Found:
-    request = coordinator_pb2.ReleaseRequest(protocol=VERSION, token_secret=token.secret, release=release)
+    request = coordinator_pb2.ReleaseRequest(
+        protocol=VERSION, token_secret=token.secret, release=release, trust_digest=token.trust_digest
+    )
     async with open_channel(target) as channel:
         stub = coordinator_pb2_grpc.CoordinatorStub(channel)
         try:

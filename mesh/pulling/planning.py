@@ -37,26 +37,18 @@ class PullPlan:
 def plan_pull(
     found: Found,
     *,
-    trust: TrustRoot | None,
-    trust_digest: bytes | None = None,
+    trust: TrustRoot,
     infohash: str | None = None,
     layers: LayerRange | None = None,
     now: float,
 ) -> PullPlan:
-    """``trust`` is whom the user believes; without it the trust root that a join token pins (``trust_digest``).
+    """``trust`` is whom the user believes: their own keys, or what a join token pins; never the word of whoever sent this.
 
     ``now`` is wall time. ``infohash`` is the one the user asked for, if it was a magnet's. Raises IntegrityError or UsageError.
     """
-    # (1) whom to believe: the user's keys or the token's digest, never the word of whoever sent the manifest
-    if trust is None:
-        if found.trust_root is None or hashlib.sha256(found.trust_root).digest() != trust_digest:
-            raise IntegrityError(
-                "the coordinator's trust root is not the one in the join token; ask for a new token, or pass --trust FILE"
-            )
-        trust = TrustRoot.from_bytes(found.trust_root)
-    # (2) size, signature over the exact bytes, then content
+    # (1) size, signature over the exact bytes, then content
     manifest = open_manifest(found.envelope, trust)
-    # (3) it is the release that was asked for
+    # (2) it is the release that was asked for
     if infohash is not None and manifest.torrent.infohash != infohash:
         raise TorrentMismatch(
             f"the link is of infohash {infohash}, the manifest found by it is of {manifest.torrent.infohash}"
@@ -67,9 +59,9 @@ def plan_pull(
         raise IntegrityError(
             f"release {manifest.name}: its manifest expired {manifest.expires}; ask the publisher for the one that replaces it"
         )
-    # (4) the torrent may name nothing but the manifest's shards
+    # (3) the torrent may name nothing but the manifest's shards
     named = check_torrent(found.torrent, manifest)
-    # (5) exactly what a stage of these layers needs
+    # (4) exactly what a stage of these layers needs
     refs = manifest.shards
     if layers is not None:
         if layers.stop > manifest.require_model().num_layers:

@@ -18,11 +18,13 @@ from coordinator.membership import Membership
 from coordinator.served_catalog import ServedCatalog
 from coordinator.service import CoordinatorService, OfferedRelease
 from coordinator.state import open_state
-from mesh.cli.believing import open_catalog
+from mesh.belief import Belief
+from mesh.cli.believing import believe_token, open_catalog
 from mesh.errors import (
     CatalogExpired,
     CatalogRefused,
     IntegrityError,
+    LicenseRefused,
     MeshError,
     NotAuthorised,
     NotFound,
@@ -31,9 +33,11 @@ from mesh.errors import (
 )
 from mesh.token import JoinToken
 from mesh.weights.license_text import LicenseTexts
+from mesh.weights.revocation import Kind, Reason, Revocation, RevocationList, timestamp
 from mesh.weights.signing import PrivateKey, TrustRoot, sign_manifest
 from mesh.wire import coordinator_pb2, coordinator_pb2_grpc
 from mesh.wire.channel import open_channel, server_options
+from mesh.wire.protocol import VERSION
 from node.accepting import Limits, OfferedBytes
 from node.catalog import GRACE_SECONDS, NodeCatalog
 from node.coordinator_client import CoordinatorClient
@@ -157,6 +161,37 @@ async def test_verifier_with_a_token_reads_the_catalog_from_the_coordinator(
     strange = replace(mesh.token, secret=b"x" * 16)
     with pytest.raises(NotAuthorised):
         await asyncio.to_thread(open_catalog, mesh.world.pinned, mesh.target, strange.encode())
+
+
+async def test_whoever_pulls_by_token_believes_what_the_catalog_lists_today(
+    mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only nodes: `mesh pull` and `mesh license` have nothing but the token, which pins the catalog's root."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "user"))
+
+    async def believe() -> Belief:
+        async with open_channel(mesh.target) as channel:
+            request = coordinator_pb2.ReleaseRequest(
+                protocol=VERSION, token_secret=mesh.token.secret, trust_digest=mesh.token.trust_digest
+            )
+            reply = await coordinator_pb2_grpc.CoordinatorStub(channel).GetRelease(request)
+        return await asyncio.to_thread(
+            believe_token, mesh.token, mesh.target, reply.trust_root, reply.manifest
+        )
+
+    belief = await believe()
+    assert list(belief.trust.keys) == [mesh.world.keys.acme.public.key_id]
+    assert belief.revocation is not None
+    manifest, now = named("tiny"), mesh.world.clock.wall()
+    entry = Revocation(Kind.RELEASE, manifest.release_id, Reason.DEFECTIVE, timestamp(now))
+    revoked = RevocationList.first(now).adding([entry], now)
+    keys = mesh.world.keys
+    mesh.world.catalog.set_revocations(revoked.to_bytes(), revoked.expires_at, [keys.takedown, keys.online])
+    belief = await believe()
+    with pytest.raises(LicenseRefused, match="was revoked"):
+        await asyncio.to_thread(belief.revocation or pytest.fail, manifest, manifest.shards)
+    with pytest.raises(IntegrityError, match="not the one in the join token"):
+        believe_token(replace(mesh.token, trust_digest=bytes(32)), mesh.target, mesh.world.pinned, b"")
 
 
 async def test_manifest_that_the_catalog_does_not_list_is_refused(mesh: Mesh) -> None:
