@@ -17,9 +17,12 @@ RevocationCheck = Callable[[Manifest, Sequence[ShardRef]], str]
 
 @dataclass(frozen=True, slots=True)
 class Belief:
-    """``said`` and ``revocation`` come from a catalog; keys alone know of neither."""
+    """``envelope``, ``said`` and ``revocation`` come from a catalog; keys alone know of none of them."""
 
     trust: TrustRoot
+    envelope: bytes | None = (
+        None  # the same manifest as it is signed today, perhaps by another key than yesterday
+    )
     said: str | None = None
     revocation: RevocationCheck | None = None
 

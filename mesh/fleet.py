@@ -189,7 +189,7 @@ async def prove_fleet(
         except grpc.aio.AioRpcError as exc:
             raise error_from(exc) from exc
     belief = await asyncio.to_thread(believe, reply.manifest)
-    manifest = open_manifest(reply.manifest, belief.trust)
+    manifest = open_manifest(belief.envelope or reply.manifest, belief.trust)
     revocation, revocation_problem = await asyncio.to_thread(_look_for_revocation, belief, manifest)
     turn = asyncio.Semaphore(NODES_AT_ONCE)
 

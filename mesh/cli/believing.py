@@ -56,10 +56,18 @@ def believer(trust_file: Path | None, catalog: str | None, token: str | None = N
 
 def believed_keys(release: Path, trust_file: Path | None, catalog: str | None) -> TrustRoot:
     """The keys one of which must have signed ``release``, a directory or a manifest's envelope."""
+    from mesh.errors import NotFound
     from mesh.weights.release import MANIFEST_FILE, read_envelope
 
     believe = believer(trust_file, catalog)
-    return believe(read_envelope(release / MANIFEST_FILE if release.is_dir() else release)).trust
+    envelope = read_envelope(release / MANIFEST_FILE if release.is_dir() else release)
+    belief = believe(envelope)
+    if belief.envelope not in (None, envelope):
+        raise NotFound(
+            f"{release}: the catalog lists this release under another signature now; `mesh catalog resign` writes that"
+            " into a release, or fetch its manifest again"
+        )
+    return belief.trust
 
 
 def believe_token(token: JoinToken, target: str, trust_root: bytes, envelope: bytes) -> Belief:
@@ -107,13 +115,19 @@ def open_source(where: str, token: str | None = None) -> Source:
 def _listed(view: CatalogView, envelope: bytes) -> Belief:
     """Raises NotFound for what the catalog does not list today."""
     from mesh.belief import Belief
+    from mesh.errors import NotFound
+    from mesh.weights.signing import peek_manifest
 
-    release = view.find(envelope)
+    try:
+        release = view.find(envelope)
+    except NotFound:
+        # Signed anew since: the same bytes, so the same release, under a key that counts today.
+        release = view.find_release(peek_manifest(envelope).release_id)
     said = (
         f"publisher {release.publisher} of catalog root {view.root_version}, which lists this manifest"
         f" (catalog version {view.version}), good until {_time(release.fresh_until)}"
     )
-    return Belief(release.trust, said, _revocation_check(view, release))
+    return Belief(release.trust, release.envelope, said, _revocation_check(view, release))
 
 
 def _revocation_check(view: CatalogView, listed: CatalogRelease) -> RevocationCheck:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from mesh.belief import Believer
+from mesh.belief import Belief, Believer
 from mesh.cli.progress import byte_progress
 from mesh.cli.stores import open_holdings
 from mesh.cli.verify_output import tell, to_json
@@ -21,7 +21,6 @@ from mesh.weights.acceptance import terms
 from mesh.weights.acceptance_book import AcceptanceBook
 from mesh.weights.manifest import Manifest
 from mesh.weights.release import MANIFEST_FILE, Release, read_envelope
-from mesh.weights.signing import TrustRoot
 from mesh.weights.stored_release import StoredRelease
 
 
@@ -31,7 +30,7 @@ class Found:
 
     directory: Path
     data: Path  # of the node whose acceptances count here
-    open: Callable[[TrustRoot], Release]
+    open: Callable[[Belief], Release]
 
 
 def verify_here(
@@ -46,7 +45,7 @@ def verify_here(
     """Raises the verdict: IntegrityError, LicenseRefused or NotFound, whatever is worst."""
     with _find(release, store) as found:
         belief = believe(read_envelope(found.directory / MANIFEST_FILE))
-        opened = found.open(belief.trust)
+        opened = found.open(belief)
         accepted = describe_acceptance(opened.manifest, found.data)
         with byte_progress("verifying") as progress:
             verification = verify_release(
@@ -72,7 +71,11 @@ def _find(release: str, store: Path | None) -> Iterator[Found]:
     """A directory of that name, else the store's release, which nobody removes meanwhile. With ``store``, only the latter."""
     directory = Path(release)
     if store is None and directory.is_dir():
-        yield Found(directory, data_dir() / "node", lambda trust: Release.open(directory, trust))
+        yield Found(
+            directory,
+            data_dir() / "node",
+            lambda belief: Release.open(directory, belief.trust, belief.envelope),
+        )
         return
     if store is None and not store_dir().is_dir():  # a typing error makes no store
         raise NotFound(f"release {release}: no such directory, and there is no store of yours yet")
@@ -85,7 +88,11 @@ def _find(release: str, store: Path | None) -> Iterator[Found]:
         raise NotFound(f"release {release}: no such directory, and {exc}") from exc
     data = data_dir() / "node" if store is None else holdings.store.directory.parent
     with holdings.using(held):
-        yield Found(held.directory, data, lambda trust: StoredRelease.of(held, holdings.store, trust))
+        yield Found(
+            held.directory,
+            data,
+            lambda belief: StoredRelease.of(held, holdings.store, belief.trust, belief.envelope),
+        )
 
 
 def describe_acceptance(manifest: Manifest, data: Path) -> str | None:

@@ -37,11 +37,14 @@ class Release:
     twin_torrent: bytes | None = None  # None: there are no twins, or they are not here
 
     @classmethod
-    def open(cls, directory: Path, trust: TrustRoot) -> Release:
-        """Raises NotFound, UnknownKey, SignatureInvalid or ManifestInvalid."""
+    def open(cls, directory: Path, trust: TrustRoot, signed_anew: bytes | None = None) -> Release:
+        """``signed_anew`` is an envelope that counts in place of the one that lies there.
+
+        Raises NotFound, UnknownKey, SignatureInvalid or ManifestInvalid.
+        """
         if not directory.is_dir():
             raise NotFound(f"release {directory}: no such directory; `mesh pack` makes one")
-        envelope = read_envelope(directory / MANIFEST_FILE)
+        envelope = signed_anew or read_envelope(directory / MANIFEST_FILE)
         torrent = read_bounded(directory / TORRENT_FILE, MAX_TORRENT_BYTES)
         manifest = open_manifest(envelope, trust)
         twins = directory / TWIN_TORRENT_FILE

@@ -25,9 +25,11 @@ class StoredRelease(Release):
     blobs: Mapping[ShardRef, Path] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, held: HeldRelease, store: ShardStore, trust: TrustRoot) -> StoredRelease:
-        """Raises NotFound, UnknownKey, SignatureInvalid or ManifestInvalid."""
-        registered = Release.open(held.directory, trust)
+    def of(
+        cls, held: HeldRelease, store: ShardStore, trust: TrustRoot, signed_anew: bytes | None = None
+    ) -> StoredRelease:
+        """``signed_anew`` as in ``Release.open``. Raises NotFound, UnknownKey, SignatureInvalid or ManifestInvalid."""
+        registered = Release.open(held.directory, trust, signed_anew)
         found = {ref: blob for ref in registered.manifest.shards if (blob := store.blob(ref)) is not None}
         return cls(held.directory, registered.manifest, registered.envelope, registered.torrent, blobs=found)
 

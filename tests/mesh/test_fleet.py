@@ -341,7 +341,7 @@ async def test_what_was_revoked_is_no_fleet_to_show_a_licensor(packed: PackedRel
             target,
             SECRET,
             "",
-            lambda _: Belief(packed.trust, "publisher acme", revoked),
+            lambda _: Belief(packed.trust, said="publisher acme", revocation=revoked),
             num_leaves=8,
             clock=ManualClock(),
         )

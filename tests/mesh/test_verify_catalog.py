@@ -18,7 +18,7 @@ from mesh.weights.holdings import Holdings
 from mesh.weights.manifest import Manifest
 from mesh.weights.release import Release
 from mesh.weights.revocation import Kind, Reason, Revocation, RevocationList, timestamp
-from mesh.weights.signing import PrivateKey, TrustRoot
+from mesh.weights.signing import PrivateKey, TrustRoot, sign_manifest
 from mesh.weights.store import ShardStore
 from tests.support.catalogs import CatalogWorld, make_world
 from tests.support.tiny_models import write_tiny_checkpoint
@@ -171,3 +171,23 @@ def test_recorded_acceptance_is_shown_and_its_absence_too(mesh: Run, world: Worl
     licence = verify(mesh, world)[1]["licence"]
     assert licence[0] == "passed"
     assert f"{LICENSE}, accepted 2001-09-09T01:46:40Z by {node.public.key_id}" in licence[1]
+
+
+def test_release_that_was_signed_anew_is_verified_under_the_key_of_today(mesh: Run, world: World) -> None:
+    """The key was stolen, revoked and replaced; who holds the bytes holds what is published, under another signature."""
+    keys, thief = world.catalog.keys, world.catalog.keys.acme
+    new = PrivateKey.generate()
+    catalog = world.catalog.catalog
+    rotated = catalog.rotate(
+        "publisher-acme",
+        [keys.targets, keys.online, new],
+        add=[new.public],
+        remove=[thief.public.key_id],
+    )
+    assert not rotated.missing
+    world.revoke((Kind.KEY, thief.public.key_id))
+    assert verify(mesh, world)[0] == 4  # listed, but signed by nobody who counts
+    assert not catalog.add_release("acme", sign_manifest(world.manifest, new), [new, keys.online]).missing
+    code, steps, err = verify(mesh, world)
+    assert (code, err) == (0, "")
+    assert f"signed by {new.public.key_id}" in steps["trust"][1]

@@ -62,6 +62,7 @@ ROWS = (
     ("poisoned provenance", HERE, "test_provenance_cannot_be_changed_without_the_key"),
     ("stripped licence", "mesh/test_publishing.py", "test_a_shard_of_another_license_is_refused"),
     ("stolen key, revoked by the list", "mesh/weights/test_revocation.py", "test_a_revoked_key_takes_whatever_it_signed_however_old_it_says_it_is"),
+    ("stolen key, old signature beside the bytes", "mesh/test_verify_catalog.py", "test_release_that_was_signed_anew_is_verified_under_the_key_of_today"),
     ("revoked, verified all the same", "mesh/test_verify_catalog.py", "test_what_was_revoked_fails_by_its_entry"),
     ("rollback of the revocation list", CATALOG, "test_list_that_is_rolled_back_is_refused_even_with_the_online_key"),
     ("revocation list held back", "mesh/test_verify_catalog.py", "test_stale_list_permits_nothing"),
