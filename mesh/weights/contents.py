@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mesh.errors import UsageError
 from mesh.weights.checkpoint import Checkpoint, file_chunks
-from mesh.weights.disk import naming_full_disk
+from mesh.weights.disk import naming_full_disk, reserve
 from mesh.weights.encoding import SUFFIX, TwinWriter, twin_file
 from mesh.weights.file_tree import FileTree, PlainFile
 from mesh.weights.layout import Place
@@ -118,11 +118,13 @@ def _take(file: PlainFile, path: Path, copy: bool, piece_length: int, on_bytes: 
             pass
     else:
         with naming_full_disk(path), path.open("xb") as target:
+            reserve(target, file.size)
             target.writelines(_hashed(file.path, file.size, hasher, on_bytes))
     if file.path.stat().st_size != file.size:  # it grew since it was found
         raise UsageError(f"{file.path} changed while it was packed; pack it again")
-    root = hasher.root() if file.size else bytes.fromhex(EMPTY_ROOT)
-    return WrittenShard(file.size, root, hasher.piece_layer(piece_length))
+    if not file.size:
+        return WrittenShard(0, bytes.fromhex(EMPTY_ROOT), b"")
+    return WrittenShard(file.size, *hasher.root_and_layer(piece_length))
 
 
 def _hashed(path: Path, size: int, hasher: RootHasher, on_bytes: OnBytes) -> Iterator[bytes]:

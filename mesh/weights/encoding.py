@@ -153,9 +153,7 @@ class TwinWriter:
             self._write(self._pending.popleft().result())
         if not self._is_useless and self._is_worth_it(self._shard_bytes):
             assert self._raw_bytes == self._shard_bytes, "the shard ended early"
-            self.written = WrittenShard(
-                self._hasher.size, self._hasher.root(), self._hasher.piece_layer(PIECE_LENGTH)
-            )
+            self.written = WrittenShard(self._hasher.size, *self._hasher.root_and_layer(PIECE_LENGTH))
 
     def _write(self, data: bytes) -> None:
         with naming_full_disk(self._path):

@@ -19,10 +19,12 @@ Follows https://www.bittorrent.org/beps/bep_0052.html ("pieces root" and "piece 
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Sequence
 
 BLOCK_BYTES = 16 * 1024
 HASH_BYTES = 32
+_PAIR = struct.Struct(f"{2 * HASH_BYTES}s")
 
 
 class RootHasher:
@@ -56,6 +58,12 @@ class RootHasher:
         if not self.size:
             raise ValueError("an empty file has no root (BEP 52)")
         return root_of(self._all_leaves())
+
+    def root_and_layer(self, piece_length: int) -> tuple[bytes, bytes]:
+        """``root()`` and ``piece_layer(piece_length)``, of whose hashes most are the same, in one climb."""
+        if not (layer := self.piece_layer(piece_length)):
+            return self.root(), layer
+        return root_of(layer, (piece_length // BLOCK_BYTES).bit_length() - 1), layer
 
     def root_after(self, skipped_bytes: int) -> bytes:
         """The root of what came after the first ``skipped_bytes``, whole blocks, as if that were a file of its own."""
@@ -139,7 +147,9 @@ def _parents(nodes: bytes, filler: bytes) -> bytes:
     """One level up. ``filler`` is the root of a subtree of zero leaves as high as ``nodes``: what lies beyond the end."""
     if len(nodes) % (2 * HASH_BYTES):
         nodes += filler
-    return b"".join(_parent(nodes[at : at + 2 * HASH_BYTES]) for at in range(0, len(nodes), 2 * HASH_BYTES))
+    # Called for every 32 KiB of a file, while no other thread runs: `_parent`, written out, takes a quarter less.
+    sha256 = hashlib.sha256
+    return b"".join([sha256(pair).digest() for (pair,) in _PAIR.iter_unpack(nodes)])
 
 
 def _parent(pair: bytes) -> bytes:

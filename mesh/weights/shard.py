@@ -21,7 +21,7 @@ from typing import Protocol
 
 from mesh.errors import NotFound, ShardCorrupt
 from mesh.weights import tensor_file
-from mesh.weights.disk import naming_full_disk
+from mesh.weights.disk import naming_full_disk, reserve
 from mesh.weights.manifest import EMPTY_ROOT, EncodedShard, ShardRef
 from mesh.weights.merkle import RootHasher
 from mesh.weights.tensor_file import ShardHeader, TensorInfo
@@ -121,6 +121,7 @@ def write_shard(
     if follower is not None:
         follower.begin(header)
     with naming_full_disk(path), path.open("xb") as file:
+        reserve(file, header.file_bytes)
 
         def write(chunk: bytes | memoryview) -> None:
             file.write(chunk)
@@ -136,7 +137,7 @@ def write_shard(
             expected = header.header_bytes + info.offset + info.nbytes
             assert hasher.size == expected, f"{info.name} gave {hasher.size - expected} bytes too many"
     return WrittenShard(
-        hasher.size, hasher.root(), hasher.piece_layer(piece_length), hasher.root_after(header.header_bytes)
+        hasher.size, *hasher.root_and_layer(piece_length), hasher.root_after(header.header_bytes)
     )
 
 

@@ -57,6 +57,7 @@ def test_root_and_piece_layer_equal_libtorrents(tmp_path: Path, size: int) -> No
 
     assert hasher.root() == root
     assert hasher.piece_layer(PIECE) == expected.get(b"piece layers", {}).get(root, b"")
+    assert hasher.root_and_layer(PIECE) == (root, hasher.piece_layer(PIECE))
 
 
 @settings(max_examples=60, deadline=None)
