@@ -120,16 +120,20 @@ def create_app(
         )
     )
 
+    @app.head("/v1/models", include_in_schema=False)
     @app.get("/v1/models")
     async def list_models(request: Request) -> dict[str, Any]:
         now, caller = health(), _caller(request)
         listed = [_describe(model, now) for model in models.values() if caller.may_use(model.name)]
         return {"object": "list", "data": listed}
 
+    @app.head("/v1/models/{name:path}", include_in_schema=False)
     @app.get("/v1/models/{name:path}")
     async def retrieve_model(name: str, request: Request) -> dict[str, Any]:
         return _describe(_find(models, name, request), health())
 
+    @app.head("/v1/health", include_in_schema=False)
+    @app.get("/v1/health", include_in_schema=False)
     @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def is_ready() -> Response:

@@ -41,6 +41,11 @@ _TYPES = {
     429: "rate_limit_error",
     503: "unavailable_error",
 }
+# What a base URL with one /v1 too few or too many ends at.
+_NO_PATH = (
+    "nothing is served at this path; the base URL of OpenAI's clients ends in /v1, that of Anthropic's before it, "
+    "and /openapi.json lists all paths"
+)
 _CODES = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
 
 
@@ -126,7 +131,9 @@ def describe(error: BaseException) -> Failure:
             code = _CODES.get(
                 error.status_code, HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
             )
-            return Failure(error.status_code, code, str(error.detail))
+            return Failure(
+                error.status_code, code, _NO_PATH if error.status_code == 404 else str(error.detail)
+            )
         case _:
             return Failure(
                 500, "internal_error", "internal error; the coordinator's log has it under this x-request-id"

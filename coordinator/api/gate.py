@@ -38,18 +38,22 @@ class Gate:
         is_stream = scope["method"] == "POST" and scope["path"] in GENERATING_PATHS
         try:
             caller = await self._callers.identify(_key(Headers(scope=scope)))
-            scope_needed = KeyScope.GENERATE if is_stream else KeyScope.INSPECT
-            self._callers.begin(caller, scope_needed, is_stream=is_stream)
         except MeshError as exc:
             await self._refuse(exc, scope, receive, send)
             return
-        scope["state"]["caller"] = caller
 
         async def send_limits(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self._tell_limits(caller, MutableHeaders(scope=message))
             await send(message)
 
+        try:
+            scope_needed = KeyScope.GENERATE if is_stream else KeyScope.INSPECT
+            self._callers.begin(caller, scope_needed, is_stream=is_stream)
+        except MeshError as exc:
+            await self._refuse(exc, scope, receive, send_limits)
+            return
+        scope["state"]["caller"] = caller
         try:
             await self._app(scope, receive, send_limits)
         finally:

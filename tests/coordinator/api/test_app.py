@@ -57,6 +57,20 @@ async def test_every_error_has_the_four_keys_and_an_id(
     assert response.headers["x-request-id"].startswith("req_")
 
 
+async def test_a_path_that_is_not_served_says_how_base_urls_end(client: httpx.AsyncClient) -> None:
+    response = await client.post("/chat/completions", json=chat())
+    assert "ends in /v1" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/health", "/v1/health", "/livez", "/readyz", "/v1/models", "/v1/models/tiny"]
+)
+async def test_head_tells_what_get_would(client: httpx.AsyncClient, path: str) -> None:
+    head, got = await client.head(path), await client.get(path)
+    assert head.status_code == got.status_code == 200
+    assert head.headers["content-type"] == got.headers["content-type"]
+
+
 async def test_a_refused_method_names_those_that_are_allowed(client: httpx.AsyncClient) -> None:
     response = await client.get("/v1/chat/completions")
     assert response.headers["allow"] == "POST"

@@ -125,6 +125,9 @@ async def test_requests_past_the_quota_are_429_with_the_seconds_to_wait_and_limi
         refused = await client.post("/v1/chat/completions", json=chat(), headers=headers)
         assert refused.status_code == 429
         assert refused.headers["retry-after"] == "30"
+        assert refused.headers["x-ratelimit-limit-requests"] == "2"
+        assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+        assert refused.headers["x-ratelimit-remaining-tokens"]
         assert refused.json()["error"]["code"] == "rate_limit_exceeded"
         assert refused.json()["error"]["type"] == "rate_limit_error"
 
