@@ -115,11 +115,17 @@ def open_source(where: str, token: str | None = None) -> Source:
 def _listed(view: CatalogView, envelope: bytes) -> Belief:
     """Raises NotFound for what the catalog does not list today."""
     from mesh.belief import Belief
-    from mesh.errors import NotFound
+    from mesh.errors import NotFound, UnknownKey
     from mesh.weights.signing import peek_manifest
 
     try:
         release = view.find(envelope)
+    except UnknownKey as exc:  # ``--trust`` is no remedy here
+        raise UnknownKey(
+            exc.key_id,
+            f"the catalog lists this release under {exc.key_id}, which is no longer a key of its publisher; "
+            "with one that is, they sign it anew: mesh catalog resign",
+        ) from exc
     except NotFound:
         # Signed anew since: the same bytes, so the same release, under a key that counts today.
         release = view.find_release(peek_manifest(envelope).release_id)

@@ -11,6 +11,7 @@ from pathlib import Path
 import typer
 
 from mesh.belief import Believer
+from mesh.cli.ls import format_layers
 from mesh.clock import SystemClock
 from mesh.errors import UsageError
 from mesh.fleet import FleetReport, prove_fleet
@@ -85,7 +86,7 @@ def describe(report: FleetReport) -> str:
         if proof.accepted is not None:
             lines.append(f"{'':<11}  accepted {manifest.license.id} {proof.accepted.accepted}")
         lines += [f"{'':<11}  {problem}" for problem in proof.problems]
-    missing = ", ".join(map(str, report.unproved_layers))
+    missing = format_layers(report.unproved_layers)
     lines += ["", f"no proof for layers {missing}" if missing else "every layer is proved by a node"]
     return "\n".join(lines)
 
