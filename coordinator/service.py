@@ -229,6 +229,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             license_text=release.texts.license,
             license_notice=release.texts.notice,
             license_policy=release.texts.policy,
+            twin_torrent=release.twin_torrent,
             peers=_wire_peers(hosted.membership.peers(self._clock.monotonic(), excluding="")),
         )
         if self._catalog is not None:

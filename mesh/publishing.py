@@ -44,7 +44,7 @@ from mesh.weights.manifest import (
     TorrentRef,
 )
 from mesh.weights.quantize import quantized
-from mesh.weights.release import MANIFEST_FILE, TORRENT_FILE, TWIN_TORRENT_FILE
+from mesh.weights.release import MANIFEST_FILE, TEXT_FILES, TORRENT_FILE, TWIN_TORRENT_FILE
 from mesh.weights.shard import PIECE_LENGTH, FileRange, WrittenShard, data_root
 from mesh.weights.shard_writing import Counter, Progress, num_threads, on_all_cores, write_all
 from mesh.weights.signing import PrivateKey, sign_manifest
@@ -148,6 +148,8 @@ def pack_release(
         )
         for encoding in manifest.encodings:
             _write(release.directory / TWIN_TORRENT_FILE, twin_torrent(encoding, twins))
+        for file, text in draft.texts.items():
+            _write(release.directory / file, text)
         _write(release.directory / MANIFEST_FILE, sign_manifest(manifest, key))
     return manifest
 
@@ -181,6 +183,7 @@ class Draft:
     encode: bool
     source_files: tuple[Path, ...]
     carried: tuple[FileRange, ...]  # what of them is in the shards
+    texts: Mapping[str, bytes]  # LICENSE and kin, by file
     private: bool = True  # peers from the coordinator alone
 
     @property
@@ -234,6 +237,10 @@ class Draft:
 
     def check(self, created: str) -> None:
         """Find a name, license id or time that breaks a rule now, not after hours of writing. Raises UsageError."""
+        if self.name in TEXT_FILES:
+            raise UsageError(
+                f"release name {self.name}: a file beside the shards is called that; choose another --name"
+            )
         # Nothing in a manifest is longer than this but the sizes' digits.
         shards = [
             ShardRef(content.role, content.layer, content.file, max(1, content.nbytes), EMPTY_ROOT)
@@ -281,6 +288,7 @@ def _model_draft(
         encode=encode,
         source_files=original.source_files,
         carried=tuple(original.carried),
+        texts=licensed.texts,
     )
 
 
@@ -303,6 +311,7 @@ def _files_draft(source: Path, copy: bool, terms: Callable[[Terms], Licensed]) -
         encode=False,
         source_files=tree.source_files,
         carried=(),
+        texts=licensed.texts,
     )
 
 

@@ -38,20 +38,27 @@ _CONNECT_SECONDS = 10.0
 def believer(trust_file: Path | None, catalog: str | None, token: str | None = None) -> Believer:
     """What is believed of a manifest in an envelope. Raises NotFound, UsageError, CatalogRefused and kin."""
     from mesh.belief import Belief
-    from mesh.errors import UsageError
-    from mesh.weights.catalog.names import is_catalog_root
-    from mesh.weights.keyring import read_trust, trusted_keys
+    from mesh.weights.keyring import trusted_keys
 
     if catalog is None:
         known = Belief(trusted_keys(trust_file))  # a list of keys, which has neither expiry nor revocation
         return lambda envelope: known
+    view = open_catalog(catalog_root(trust_file), catalog, token)
+    return lambda envelope: _listed(view, envelope)
+
+
+def catalog_root(trust_file: Path | None) -> bytes:
+    """What --trust names beside --catalog. Raises UsageError for anything but a catalog's root."""
+    from mesh.errors import UsageError
+    from mesh.weights.catalog.names import is_catalog_root
+    from mesh.weights.keyring import read_trust
+
     root = read_trust(trust_file) if trust_file is not None else None
     if root is None or not is_catalog_root(root):
         raise UsageError(
             "--catalog needs --trust ROOT.json, the catalog's root as its operator gave it to you"
         )
-    view = open_catalog(root, catalog, token)
-    return lambda envelope: _listed(view, envelope)
+    return root
 
 
 def believed_keys(release: Path, trust_file: Path | None, catalog: str | None) -> TrustRoot:

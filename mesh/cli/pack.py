@@ -101,7 +101,10 @@ def pack(
     from mesh.publishing import pack_release
     from mesh.sizes import format_size
     from mesh.swarm.addresses import web_seed_url
+    from mesh.swarm.companion import magnet_of_release
     from mesh.weights.keyring import find_key
+    from mesh.weights.release import Release
+    from mesh.weights.signing import TrustRoot
 
     if kind is Kind.files and (quantize is not None or encode is not None):
         raise UsageError("--as files publishes files unchanged; --quantize and --encode are for models")
@@ -132,6 +135,7 @@ def pack(
         )
     seconds = time.monotonic() - began
     key_id = signer.public.key_id
+    magnet = magnet_of_release(Release.open(out, TrustRoot.of(signer.public)))
     if as_json:
         value = {
             "schema": SCHEMA,
@@ -139,6 +143,7 @@ def pack(
             "name": manifest.name,
             "directory": str(out),
             "infohash": manifest.torrent.infohash,
+            "magnet": None if magnet is None else str(magnet),
             "bytes": manifest.total_bytes,
             "shards": len(manifest.shards),
             "encoded": [
@@ -155,7 +160,7 @@ def pack(
         f"packed {manifest.name}: {len(manifest.shards)} {what}, {format_size(manifest.total_bytes)}, in {seconds:.1f} s\n"
         f"  release  {manifest.release_id}\n"
         f"  signed   {key_id}\n"
-        f"  in       {out}"
+        f"  in       {out}" + ("" if magnet is None else f"\n  magnet   {magnet}")
     )
     if encode is not None:
         typer.echo(_describe_twins(manifest))

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mesh.cli.believing import CatalogOption
 from mesh.cli.stores import StoreOption
 from mesh.cli.swarm_options import (
     DhtBootstrap,
@@ -20,13 +21,14 @@ from mesh.cli.swarm_options import (
     WebSeedOption,
 )
 from mesh.swarm.addresses import Profile
+from mesh.swarm.encoding_choice import Encoding
 
 
 def pull(
     release: Annotated[
         str,
         typer.Argument(
-            help="https://…/ of a web seed, a magnet link, HOST:PORT[/NAME] of a coordinator, or DIR."
+            help="https://…/ of a web seed, a magnet link, HOST:PORT[/NAME] of a coordinator, DIR, or a catalog's NAME."
         ),
     ],
     layers: Annotated[
@@ -44,9 +46,10 @@ def pull(
         Path | None,
         typer.Option(
             envvar="MESH_TRUST",
-            help="The publisher's public key. Default: every key of yours, or the token's.",
+            help="The publisher's public key, or a catalog's root. Default: every key of yours, or the token's.",
         ),
     ] = None,
+    catalog: CatalogOption = None,
     coordinator: Annotated[
         str | None,
         typer.Option(envvar="MESH_COORDINATOR", help="HOST:PORT of a coordinator that serves RELEASE."),
@@ -56,8 +59,22 @@ def pull(
     ] = None,
     accept_license: Annotated[
         str | None,
-        typer.Option(envvar="MESH_ACCEPT_LICENSE", help="Id of the licence, once you have read it."),
+        typer.Option(
+            envvar="MESH_ACCEPT_LICENSE", help="Id of the licence, once you have read it; recorded."
+        ),
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="MESH_DATA", help="Data directory of the node under whose key licences are accepted."
+        ),
+    ] = None,
+    encoding: Annotated[
+        Encoding,
+        typer.Option(
+            envvar="MESH_ENCODING", help="Fetch shards as they are, encoded, or whichever is sooner there."
+        ),
+    ] = Encoding.AUTO,
     peer: Annotated[list[str] | None, typer.Option(help="HOST:PORT of a peer to ask. Repeatable.")] = None,
     web_seed: WebSeedOption = None,
     listen: Annotated[
@@ -80,6 +97,8 @@ def pull(
     json_events: Annotated[bool, typer.Option("--json", help="One JSON object per event on stdout.")] = False,
 ) -> int | None:
     """Fetch a release: signature, licence and torrent are checked first, every byte is hashed before it is kept."""
+    from mesh.cli.pull_belief import Believing
+    from mesh.cli.pull_terms import Word
     from mesh.cli.pulling import PullOptions, run_pull
     from mesh.errors import UsageError
     from mesh.layers import LayerRange
@@ -87,17 +106,14 @@ def pull(
     from mesh.swarm.addresses import web_seed_url
     from mesh.swarm.magnet import parse_peer
     from mesh.token import JoinToken
-    from mesh.weights.keyring import trusted_keys
     from mesh.wire.channel import parse_endpoint, require_loopback
 
-    source = read_source(release, coordinator)
+    source = read_source(release, coordinator, has_catalog=catalog is not None)
     if isinstance(source, Coordinator):
         host, _ = parse_endpoint(source.target, what="coordinator")
         require_loopback(host, what="coordinator", insecure=insecure)
         if token is None:
             raise UsageError("a coordinator needs --token; it printed one when it started")
-    # A coordinator's token pins its trust root; everybody else's word counts only under the user's own keys.
-    known = None if isinstance(source, Coordinator) and trust is None else trusted_keys(trust)
     if out is not None and store is not None:
         raise UsageError("--out and --store: choose one")
     options = PullOptions(
@@ -105,9 +121,10 @@ def pull(
         layers=LayerRange.parse(layers) if layers is not None else None,
         out=out,
         store=store,
-        trust=known,
+        believing=Believing(trust, catalog, token),
         token=JoinToken.parse(token) if token is not None and isinstance(source, Coordinator) else None,
-        accept_license=accept_license,
+        word=Word(accept_license, data),
+        encoding=encoding,
         peers=tuple(parse_peer(text) for text in peer or ()),
         web_seeds=tuple(web_seed_url(url) for url in web_seed or ()),
         swarm=SwarmOptions(

@@ -4,43 +4,48 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from mesh.belief import Belief
 from mesh.cli.announcing import address_towards, announcement, keep_announced
-from mesh.cli.believing import believe_token
+from mesh.cli.pull_belief import Believing
+from mesh.cli.pull_terms import Word, show_texts
 from mesh.cli.seeding import report_uploads
 from mesh.cli.stores import open_holdings
 from mesh.cli.swarm_options import SwarmOptions
 from mesh.cli.transfers import ProgressEvents, TransferView
-from mesh.errors import LicenseRefused, NotFound, UsageError
+from mesh.errors import NotFound, UsageError
 from mesh.layers import LayerRange
 from mesh.pulling.finding import Found, find
-from mesh.pulling.planning import PullPlan, license_text_of, plan_pull, require_license
-from mesh.pulling.source import Coordinator, Link, Source
+from mesh.pulling.planning import PullPlan, plan_pull
+from mesh.pulling.source import Coordinator, Link, Listed, Source
 from mesh.sizes import format_size
 from mesh.stopping import run_until_signal
 from mesh.swarm.addresses import Peer
 from mesh.swarm.companion import Companion, magnet_of, seed_companion
+from mesh.swarm.encoding_choice import Encoding
 from mesh.swarm.fetching import FetchReport, fetch
 from mesh.swarm.session import SwarmSession
+from mesh.swarm.twin_fetching import ReleaseTorrents, fetch_release
 from mesh.token import JoinToken
 from mesh.weights.disk import naming_full_disk
 from mesh.weights.holdings import Holdings
+from mesh.weights.license_text import LicenseTexts
+from mesh.weights.manifest import ShardRef
 from mesh.weights.release import MANIFEST_FILE, TORRENT_FILE, read_envelope
-from mesh.weights.signing import TrustRoot
 from mesh.weights.store import ShardStore
 from mesh.wire.channel import format_endpoint, is_loopback, parse_endpoint
 
 SCHEMA = "mesh.pull/1"
+STORE_DIRECTORY = ".shards"  # beside --out, while twins are decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +54,10 @@ class PullOptions:
     layers: LayerRange | None
     out: Path | None  # None: into the store
     store: Path | None
-    trust: TrustRoot | None  # None: what the token pins
-    token: JoinToken | None
-    accept_license: str | None
+    believing: Believing
+    token: JoinToken | None  # of the coordinator that ``source`` names
+    word: Word
+    encoding: Encoding
     peers: tuple[Peer, ...]
     web_seeds: tuple[str, ...]
     swarm: SwarmOptions
@@ -67,7 +73,15 @@ def run_pull(options: PullOptions) -> int | None:
 
 
 async def _pull(options: PullOptions) -> None:
-    source = options.source
+    source, release_id = options.source, None
+    if isinstance(source, Listed):
+        source, release_id = await asyncio.to_thread(options.believing.look_up, source, options.web_seeds)
+        token = options.believing.token
+        options = replace(
+            options,
+            source=source,
+            token=JoinToken.parse(token) if token is not None and isinstance(source, Coordinator) else None,
+        )
     link = source.magnet if isinstance(source, Link) else None
     # Until the manifest was read only a magnet says that a release is open: no private one has any.
     is_open = link is not None or options.swarm.finds_peers or options.swarm.upnp
@@ -82,16 +96,17 @@ async def _pull(options: PullOptions) -> None:
                 peers=options.peers,
                 patience_seconds=options.stall_seconds,
             )
-            belief = await _believe(found, options)
-            plan = plan_pull(
-                found,
-                trust=belief.trust,
-                infohash=link.infohash if link else None,
-                layers=options.layers,
-                now=time.time(),
+            # In a thread: a catalog's files come over the network, its revocation list as late as it is asked for.
+            plan = await asyncio.to_thread(
+                lambda: plan_pull(
+                    found,
+                    belief=options.believing.belief(source, found),
+                    infohash=link.infohash if link else None,
+                    release_id=release_id,
+                    layers=options.layers,
+                    now=time.time(),
+                )
             )
-            if belief.revocation is not None:
-                await asyncio.to_thread(belief.revocation, plan.manifest, plan.refs)
             if plan.manifest.torrent.private and (options.swarm.finds_peers or options.swarm.upnp):
                 raise UsageError(
                     f"release {plan.manifest.name} is private: its peers come from its coordinator,"
@@ -102,21 +117,14 @@ async def _pull(options: PullOptions) -> None:
             _say_plan(plan, held, options)
             if options.dry_run:
                 return
-            _require_license(plan, found, options)
-            with _place(plan, holdings, options) as directory:
-                await _transfer(
-                    plan, found, holdings.store if holdings else None, directory, session, options, scratch
-                )
-
-
-async def _believe(found: Found, options: PullOptions) -> Belief:
-    """The user's own keys if they named any, else what the token pins; a catalog then also says what was revoked."""
-    if options.trust is not None:
-        return Belief(options.trust)
-    assert options.token is not None
-    assert isinstance(options.source, Coordinator)
-    root = found.trust_root or b""
-    return await asyncio.to_thread(believe_token, options.token, options.source.target, root, found.envelope)
+            if not await asyncio.to_thread(options.word.is_given, plan.manifest):
+                show = _emit_texts if options.json_events else show_texts
+                await asyncio.to_thread(options.word.take, plan.manifest, found.texts, show)
+            with (
+                _place(plan, found.texts, holdings, options) as directory,
+                _store(holdings, directory, plan, options) as store,
+            ):
+                await _transfer(plan, found, store, directory, session, options, scratch)
 
 
 async def _transfer(
@@ -134,29 +142,55 @@ async def _transfer(
             announcing = asyncio.create_task(_announce(options, manifest.release_id, session, known))
             stack.push_async_callback(_cancel, announcing)
         view = stack.enter_context(TransferView(manifest.name))
-        report = await fetch(
-            session,
-            plan.torrent,
-            manifest,
-            plan.refs,
-            directory,
-            lambda: known,
-            ProgressEvents(_emit_progress) if options.json_events else view.fetching,
-            store=store,
-            web_seeds=(*plan.web_seeds, *options.web_seeds),
-            stall_seconds=options.stall_seconds,
-        )
+        on_progress = ProgressEvents(_emit_progress) if options.json_events else view.fetching
+        web_seeds, stall = (*plan.web_seeds, *options.web_seeds), options.stall_seconds
+        if store is None:
+            report = await fetch(
+                session, plan.torrent, manifest, plan.refs, directory, lambda: known, on_progress,
+                web_seeds=web_seeds, stall_seconds=stall,
+            )  # fmt: skip
+        else:
+            report = await fetch_release(
+                session, ReleaseTorrents(manifest, plan.torrent, plan.twin_torrent), plan.refs, directory,
+                lambda: known, on_progress, store=store, web_seeds=web_seeds, stall_seconds=stall,
+                encoding=_encoding(plan, known, options),
+            )  # fmt: skip
         view.close()
         _say_fetched(plan, report, directory, options)
         if not options.keep_seeding:
             return
         if not manifest.torrent.private:
-            companion = Companion.of(plan.envelope, plan.torrent)
+            companion = Companion.of(plan.envelope, plan.torrent, plan.twin_torrent)
             await seed_companion(session, companion, Path(scratch) / "seeding")
         _say_seeding(plan, session, options)
         torrent = session.torrent(manifest.torrent.infohash)
         assert torrent is not None
         await report_uploads(torrent, view, manifest.total_bytes)
+
+
+def _encoding(plan: PullPlan, known: Sequence[Peer], options: PullOptions) -> Encoding:
+    """Web seeds have no twins: where nobody else can be asked it is not worth waiting for one."""
+    if options.encoding is Encoding.AUTO and not (known or options.swarm.finds_peers or options.token):
+        return Encoding.RAW
+    return options.encoding
+
+
+@contextmanager
+def _store(
+    holdings: Holdings | None, directory: Path, plan: PullPlan, options: PullOptions
+) -> Iterator[ShardStore | None]:
+    """Where twins are decoded into. Beside a directory that is a store of its own, which ends when all shards are there."""
+    may_come = plan.twin_torrent is not None and options.encoding is not Encoding.RAW
+    if holdings is None and not may_come:
+        yield None
+        return
+    store = holdings.store if holdings is not None else ShardStore(directory / STORE_DIRECTORY)
+    yield store
+    for encoding in plan.manifest.encodings:
+        # Twins have done their work. A cut-off pull keeps them, to go on from.
+        shutil.rmtree(directory / encoding.torrent.name, ignore_errors=True)
+    if holdings is None:
+        shutil.rmtree(directory / STORE_DIRECTORY, ignore_errors=True)
 
 
 async def _announce(options: PullOptions, release_id: str, session: SwarmSession, known: list[Peer]) -> None:
@@ -179,7 +213,9 @@ async def _cancel(task: asyncio.Task[None]) -> None:
 
 
 @contextmanager
-def _place(plan: PullPlan, holdings: Holdings | None, options: PullOptions) -> Iterator[Path]:
+def _place(
+    plan: PullPlan, texts: LicenseTexts | None, holdings: Holdings | None, options: PullOptions
+) -> Iterator[Path]:
     """Where shards go: the store, which then knows the release, or a directory as ``mesh pack`` writes it."""
     if holdings is not None:
         with holdings.hold(plan.envelope, plan.torrent, plan.manifest, plan.refs) as save_path:
@@ -194,12 +230,20 @@ def _place(plan: PullPlan, holdings: Holdings | None, options: PullOptions) -> I
     if (out / MANIFEST_FILE).exists():
         if read_envelope(out / MANIFEST_FILE) != plan.envelope:
             raise UsageError(f"{out} holds another release; choose another --out")
-    elif out.is_dir() and any(path.name != plan.manifest.torrent.name for path in out.iterdir()):
+    elif out.is_dir() and any(path.name not in _own_names(plan) for path in out.iterdir()):
         raise UsageError(f"{out} holds other files; choose another --out")
     out.mkdir(exist_ok=True)
     _write(out / TORRENT_FILE, plan.torrent)
     _write(out / MANIFEST_FILE, plan.envelope)
+    if texts is not None and texts.are_of(plan.manifest.license):
+        for name, text in texts.named:
+            _write(out / name, text)
     yield out
+
+
+def _own_names(plan: PullPlan) -> set[str]:
+    twins = (encoding.torrent.name for encoding in plan.manifest.encodings)
+    return {plan.manifest.torrent.name, STORE_DIRECTORY, *twins}
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -222,17 +266,9 @@ def _held(plan: PullPlan, roots: frozenset[str], options: PullOptions) -> set[st
     }
 
 
-def _require_license(plan: PullPlan, found: Found, options: PullOptions) -> None:
-    try:
-        require_license(plan, options.accept_license)
-    except LicenseRefused:
-        if (text := license_text_of(found, plan.manifest)) is not None:
-            shown = text.decode("utf-8", errors="replace")
-            if options.json_events:
-                _emit({"event": "license", "id": plan.manifest.license.id, "text": shown})
-            else:
-                typer.echo(shown, err=True)
-        raise
+def _emit_texts(license_id: str, texts: LicenseTexts) -> None:
+    shown = {name: text.decode("utf-8", errors="replace") for name, text in texts.named}
+    _emit({"event": "license", "id": license_id, "text": shown["LICENSE"], "texts": shown})
 
 
 def _is_far(source: Source) -> bool:
@@ -306,7 +342,7 @@ def _say_fetched(plan: PullPlan, report: FetchReport, directory: Path, options: 
                 "failed_bytes": report.failed_bytes,
                 "web_seed_bytes": report.web_seed_bytes,
                 "seconds": round(report.seconds, 3),
-                "paths": {ref.file: str(path) for ref, path in report.paths.items()},
+                "paths": {ref.file: str(_path(ref, report, options, plan)) for ref in plan.refs},
             }
         )
         return
@@ -319,9 +355,16 @@ def _say_fetched(plan: PullPlan, report: FetchReport, directory: Path, options: 
     )
 
 
+def _path(ref: ShardRef, report: FetchReport, options: PullOptions, plan: PullPlan) -> Path:
+    """The store beside a directory goes; its shards stay under their own names."""
+    return report.paths[ref] if options.out is None else options.out / plan.manifest.torrent.name / ref.file
+
+
 def _say_seeding(plan: PullPlan, session: SwarmSession, options: PullOptions) -> None:
     listen = format_endpoint(*session.endpoint)
-    magnet = magnet_of(plan.manifest, plan.envelope, plan.torrent, plan.web_seeds)
+    magnet = magnet_of(
+        plan.manifest, plan.envelope, plan.torrent, plan.web_seeds, twin_torrent=plan.twin_torrent
+    )
     if options.json_events:
         _emit({"event": "seeding", "listen": listen, "magnet": None if magnet is None else str(magnet)})
     else:

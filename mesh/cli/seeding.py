@@ -17,9 +17,8 @@ from mesh.cli.transfers import TransferView
 from mesh.errors import Unreachable
 from mesh.sizes import format_size
 from mesh.stopping import run_until_signal
-from mesh.swarm.companion import Companion, magnet_of, seed_companion
+from mesh.swarm.companion import Companion, magnet_of_release, seed_companion
 from mesh.swarm.fetching import seed
-from mesh.swarm.metainfo import check_torrent
 from mesh.swarm.session import SwarmSession, SwarmSettings
 from mesh.swarm.torrent import Peer, SwarmTorrent
 from mesh.swarm.twins import seed_twins
@@ -72,7 +71,11 @@ async def _seed(
             await seed_twins(session, release)
             if not manifest.torrent.private:
                 # Whoever has only the magnet link gets the signed manifest from us, too.
-                await seed_companion(session, Companion.of(release.envelope, release.torrent), Path(scratch))
+                await seed_companion(
+                    session,
+                    Companion.of(release.envelope, release.torrent, release.twin_torrent),
+                    Path(scratch),
+                )
             _say_seeding(release, session.endpoint, web_seeds, json_events)
             duties = [report_uploads(torrent, view, manifest.total_bytes)]
             if announcing is not None:
@@ -127,10 +130,9 @@ async def report_uploads(torrent: SwarmTorrent, view: TransferView, total_bytes:
 
 def _say_seeding(release: Release, endpoint: Peer, web_seeds: Sequence[str], json_events: bool) -> None:
     manifest, listen = release.manifest, format_endpoint(*endpoint)
-    urls = dict.fromkeys((*web_seeds, *check_torrent(release.torrent, manifest)))
     # An address that only this machine knows is no use in a link.
     peers = () if is_loopback(endpoint[0]) or endpoint[0] in ("0.0.0.0", "::") else (endpoint,)
-    magnet = magnet_of(manifest, release.envelope, release.torrent, tuple(urls), peers)
+    magnet = magnet_of_release(release, web_seeds, peers)
     if json_events:
         event = {
             "event": "seeding",

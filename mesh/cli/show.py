@@ -11,6 +11,7 @@ from mesh.cli.believing import CatalogOption, believed_keys
 
 if TYPE_CHECKING:
     from mesh.weights.manifest import Manifest
+    from mesh.weights.signing import TrustRoot
 
 SCHEMA = "mesh.show/1"
 
@@ -34,20 +35,36 @@ def show(
     envelope = read_envelope(path / MANIFEST_FILE if path.is_dir() else path)
     manifest = open_manifest(envelope, known)
     signer = signer_of(envelope, known).key_id
+    magnet = _magnet(path, known)
     if as_json:
         value = {
             "schema": SCHEMA,
             "release_id": manifest.release_id,
             "signer": signer,
             "bytes": manifest.total_bytes,
+            "magnet": magnet,
             "manifest": json.loads(manifest.to_bytes()),
         }
         typer.echo(json.dumps(value))
     else:
-        typer.echo(describe(manifest, signer))
+        typer.echo(describe(manifest, signer, magnet))
 
 
-def describe(manifest: Manifest, signer: str) -> str:
+def _magnet(path: Path, trust: TrustRoot) -> str | None:
+    """The link to an open release; None for a private one, and where its .torrent is not there."""
+    from mesh.weights.release import TORRENT_FILE, Release
+
+    if not path.is_dir() or not (path / TORRENT_FILE).is_file():
+        return None
+    release = Release.open(path, trust)
+    if release.manifest.torrent.private:
+        return None
+    from mesh.swarm.companion import magnet_of_release
+
+    return str(magnet_of_release(release))
+
+
+def describe(manifest: Manifest, signer: str, magnet: str | None = None) -> str:
     """The release in words and a table."""
     from mesh.sizes import format_size
 
@@ -60,6 +77,7 @@ def describe(manifest: Manifest, signer: str) -> str:
         "source": f"{provenance.source}, {provenance.method or 'sha256'} {provenance.source_digest}",
         "packed": f"{manifest.created} by {' '.join((provenance.tool, *provenance.arguments))}",
         "infohash": f"{manifest.torrent.infohash}{', private' if manifest.torrent.private else ''}",
+        **({"magnet": magnet} if magnet is not None else {}),
     }
     lines = [manifest.name, *(f"  {what:<10} {text}" for what, text in facts.items()), ""]
     widest = max(len(ref.file) for ref in manifest.shards)

@@ -5,8 +5,8 @@ Knows HTTP, the coordinator's call and the companion torrent. Knows nothing of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc.aio
@@ -14,20 +14,28 @@ import httpx
 
 from mesh import __version__
 from mesh.errors import IntegrityError, NotFound, Unreachable
-from mesh.pulling.source import Coordinator, Directory, Link, Source, Web
+from mesh.pulling.source import Coordinator, Directory, Link, Listed, Source, Web
 from mesh.swarm.addresses import Peer
 from mesh.swarm.companion import fetch_companion
 from mesh.swarm.session import SwarmSession
 from mesh.token import JoinToken
-from mesh.weights.release import MANIFEST_FILE, MAX_TORRENT_BYTES, TORRENT_FILE, read_bounded, read_envelope
-from mesh.weights.signing import MAX_ENVELOPE_BYTES
+from mesh.weights.license_text import MAX_TEXTS_BYTES, LicenseTexts
+from mesh.weights.release import (
+    MANIFEST_FILE,
+    MAX_TORRENT_BYTES,
+    TEXT_FILES,
+    TORRENT_FILE,
+    TWIN_TORRENT_FILE,
+    read_bounded,
+    read_envelope,
+)
+from mesh.weights.signing import MAX_ENVELOPE_BYTES, peek_manifest
 from mesh.wire import coordinator_pb2, coordinator_pb2_grpc
 from mesh.wire.channel import open_channel
 from mesh.wire.protocol import VERSION
 from mesh.wire.status import error_from
 
 CALL_SECONDS = 10.0
-MAX_LICENSE_BYTES = 1024 * 1024
 _TIMEOUT = httpx.Timeout(20.0, connect=10.0)
 
 
@@ -37,10 +45,11 @@ class Found:
 
     envelope: bytes
     torrent: bytes
+    twin_torrent: bytes | None = None  # None: there are no encoded twins, or nobody gave us their torrent
     web_seeds: tuple[str, ...] = ()
     peers: tuple[Peer, ...] = ()
     trust_root: bytes | None = None  # the coordinator's; the join token carries its digest
-    license_text: bytes | None = None
+    texts: LicenseTexts | None = None  # None: they did not come along
 
 
 async def find(
@@ -55,21 +64,21 @@ async def find(
     """``scratch`` is a directory of the caller's that may be written. Raises NotFound, Unreachable, NotAuthorised."""
     match source:
         case Directory(path):
-            return Found(
-                read_envelope(path / MANIFEST_FILE), read_bounded(path / TORRENT_FILE, MAX_TORRENT_BYTES)
-            )
+            return _from_directory(path)
         case Web(url):
             return await _from_web(url)
+        case Listed(name):
+            raise AssertionError(f"{name} was to be looked up in the catalog before")
         case Coordinator(target, release):
             assert token is not None
             return await _from_coordinator(target, release, token)
         case Link(magnet):
             known = (*magnet.peers, *peers)
             if magnet.companion is not None:
-                envelope, torrent = await fetch_companion(
+                files = await fetch_companion(
                     session, magnet.companion, scratch, lambda: known, patience_seconds=patience_seconds
                 )
-                return Found(envelope, torrent, magnet.web_seeds, magnet.peers)
+                return Found(*files, magnet.web_seeds, magnet.peers)
             return await _from_first(magnet.web_seeds, magnet.peers)
 
 
@@ -82,7 +91,7 @@ async def _from_first(web_seeds: Sequence[str], peers: tuple[Peer, ...]) -> Foun
         except (NotFound, Unreachable) as exc:
             troubles.append(str(exc))
             continue
-        return Found(found.envelope, found.torrent, tuple(web_seeds), peers, None, found.license_text)
+        return replace(found, web_seeds=tuple(web_seeds), peers=peers)
     if troubles:
         raise Unreachable("; ".join(troubles))
     raise NotFound(
@@ -98,11 +107,42 @@ async def _from_web(url: str) -> Found:
     ) as client:
         envelope = await _get(client, url + MANIFEST_FILE, MAX_ENVELOPE_BYTES)
         torrent = await _get(client, url + TORRENT_FILE, MAX_TORRENT_BYTES)
-        try:
-            text = await _get(client, url + "LICENSE", MAX_LICENSE_BYTES)
-        except (NotFound, Unreachable, IntegrityError):
-            text = None  # a courtesy: the text is in the aux shard, too
-    return Found(envelope, torrent, (url,), license_text=text)
+        claimed = peek_manifest(envelope)  # only to know what else to ask for
+        twins = await _get_if_there(client, url + TWIN_TORRENT_FILE) if claimed.encodings else None
+        texts: dict[str, bytes] = {}
+        if claimed.license.acceptance_required:
+            for name in TEXT_FILES:
+                if (text := await _get_if_there(client, url + name, MAX_TEXTS_BYTES)) is not None:
+                    texts[name] = text
+    return Found(envelope, torrent, twins, (url,), texts=_texts(texts))
+
+
+async def _get_if_there(
+    client: httpx.AsyncClient, url: str, max_bytes: int = MAX_TORRENT_BYTES
+) -> bytes | None:
+    try:
+        return await _get(client, url, max_bytes)
+    except (NotFound, Unreachable, IntegrityError):
+        return None
+
+
+def _from_directory(path: Path) -> Found:
+    twins = path / TWIN_TORRENT_FILE
+    texts = {
+        name: read_bounded(path / name, MAX_TEXTS_BYTES) for name in TEXT_FILES if (path / name).is_file()
+    }
+    return Found(
+        read_envelope(path / MANIFEST_FILE),
+        read_bounded(path / TORRENT_FILE, MAX_TORRENT_BYTES),
+        read_bounded(twins, MAX_TORRENT_BYTES) if twins.is_file() else None,
+        texts=_texts(texts),
+    )
+
+
+def _texts(found: Mapping[str, bytes]) -> LicenseTexts | None:
+    if "LICENSE" not in found:
+        return None
+    return LicenseTexts(found["LICENSE"], found.get("NOTICE"), found.get("USE_POLICY"))
 
 
 async def _get(client: httpx.AsyncClient, url: str, max_bytes: int) -> bytes:
@@ -141,4 +181,6 @@ async def _from_coordinator(target: str, release: str, token: JoinToken) -> Foun
                 raise Unreachable(f"no coordinator answers at {target} ({error})") from exc
             raise error from exc
     peers = tuple((peer.host, peer.port) for peer in reply.peers)
-    return Found(reply.manifest, reply.torrent, (), peers, reply.trust_root, reply.license_text or None)
+    texts = LicenseTexts(reply.license_text, reply.license_notice or None, reply.license_policy or None)
+    twins = reply.twin_torrent or None
+    return Found(reply.manifest, reply.torrent, twins, (), peers, reply.trust_root, texts)

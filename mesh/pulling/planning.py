@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from mesh.errors import IntegrityError, LicenseRefused, TorrentMismatch, UsageError
+from mesh.belief import Belief
+from mesh.errors import IntegrityError, TorrentMismatch, UsageError
 from mesh.layers import LayerRange
 from mesh.pulling.finding import Found
 from mesh.swarm.metainfo import check_torrent
+from mesh.swarm.twins import check_twin_torrent, readable_encoding
 from mesh.weights.manifest import Manifest, ShardRef
-from mesh.weights.signing import TrustRoot, open_manifest
+from mesh.weights.signing import open_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class PullPlan:
     manifest: Manifest
     envelope: bytes
     torrent: bytes
+    twin_torrent: bytes | None  # of encoded twins that can be read here
     refs: tuple[ShardRef, ...]
     web_seeds: tuple[str, ...]  # where it was found, and those its .torrent names
 
@@ -37,18 +39,25 @@ class PullPlan:
 def plan_pull(
     found: Found,
     *,
-    trust: TrustRoot,
+    belief: Belief,
     infohash: str | None = None,
+    release_id: str | None = None,
     layers: LayerRange | None = None,
     now: float,
 ) -> PullPlan:
-    """``trust`` is whom the user believes: their own keys, or what a join token pins; never the word of whoever sent this.
+    """``belief`` is whom the user believes of this very release. ``now`` is wall time. ``infohash`` and ``release_id`` are
+    those that the user asked for, by a magnet or a catalog's name.
 
-    ``now`` is wall time. ``infohash`` is the one the user asked for, if it was a magnet's. Raises IntegrityError or UsageError.
+    Raises IntegrityError, UsageError, or LicenseRefused for what was revoked.
     """
     # (1) size, signature over the exact bytes, then content
-    manifest = open_manifest(found.envelope, trust)
+    manifest = open_manifest(found.envelope, belief.trust)
     # (2) it is the release that was asked for
+    if release_id is not None and manifest.release_id != release_id:
+        raise IntegrityError(
+            f"the catalog's release is {release_id[:16]}, what lies there is {manifest.release_id[:16]}"
+            f" ({manifest.name}); it must be published there anew"
+        )
     if infohash is not None and manifest.torrent.infohash != infohash:
         raise TorrentMismatch(
             f"the link is of infohash {infohash}, the manifest found by it is of {manifest.torrent.infohash}"
@@ -59,32 +68,26 @@ def plan_pull(
         raise IntegrityError(
             f"release {manifest.name}: its manifest expired {manifest.expires}; ask the publisher for the one that replaces it"
         )
-    # (3) the torrent may name nothing but the manifest's shards
+    # (3) the torrents may name nothing but the manifest's shards and their twins
     named = check_torrent(found.torrent, manifest)
+    encoding = readable_encoding(manifest)
+    twin_torrent = found.twin_torrent if encoding is not None else None
+    if encoding is not None and twin_torrent is not None:
+        check_twin_torrent(twin_torrent, encoding, manifest)
     # (4) exactly what a stage of these layers needs
     refs = manifest.shards
     if layers is not None:
         if layers.stop > manifest.require_model().num_layers:
             raise UsageError(f"--layers {layers}: {manifest.name} has layers 0:{manifest.config.num_layers}")
         refs = manifest.shards_for(layers)
+    # (5) nothing of it was taken back
+    if belief.revocation is not None:
+        belief.revocation(manifest, refs)
     return PullPlan(
-        manifest, found.envelope, found.torrent, refs, tuple(dict.fromkeys((*found.web_seeds, *named)))
+        manifest,
+        found.envelope,
+        found.torrent,
+        twin_torrent,
+        refs,
+        tuple(dict.fromkeys((*found.web_seeds, *named))),
     )
-
-
-def require_license(plan: PullPlan, accepted: str | None) -> None:
-    """Raises LicenseRefused while a licence that must be accepted is not; nothing was fetched by then."""
-    license_ = plan.manifest.license
-    if license_.acceptance_required and accepted != license_.id:
-        raise LicenseRefused(
-            f"release {plan.manifest.name} is under {license_.id} (text sha256 {license_.text_digest[:16]}…): read it,"
-            f" then pull with --accept-license {license_.id}"
-        )
-
-
-def license_text_of(found: Found, manifest: Manifest) -> bytes | None:
-    """The text that came along, if it is the one the publisher signed."""
-    text = found.license_text
-    if text is None or hashlib.sha256(text).hexdigest() != manifest.license.text_digest:
-        return None
-    return text

@@ -4,6 +4,7 @@ https://host/path/           a web seed: the release directory behind any static
 magnet:?xt=…                 an open release, found by its peers
 HOST:PORT or HOST:PORT/NAME  what a coordinator serves, with a join token
 DIR                          manifest.dsse.json and release.torrent on this disk, with or without shards
+NAME or PUBLISHER/NAME       what a catalog lists, if one is given
 """
 
 from __future__ import annotations
@@ -41,10 +42,17 @@ class Directory:
     path: Path
 
 
-Source = Web | Link | Coordinator | Directory
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The catalog says which release that is; where to get it is found out then."""
+
+    name: str
 
 
-def read_source(text: str, coordinator: str | None = None) -> Source:
+Source = Web | Link | Coordinator | Directory | Listed
+
+
+def read_source(text: str, coordinator: str | None = None, *, has_catalog: bool = False) -> Source:
     """With ``coordinator``, ``text`` is what that one calls the release. Raises UsageError or NotFound."""
     if coordinator is not None:
         return Coordinator(format_peer(parse_peer(coordinator)), text)
@@ -56,7 +64,9 @@ def read_source(text: str, coordinator: str | None = None) -> Source:
         return Directory(path)
     if (match := _COORDINATOR.fullmatch(text)) is not None:
         return Coordinator(format_peer(parse_peer(match[1])), match[2] or "")
+    if has_catalog:
+        return Listed(text)
     raise NotFound(
         f"release {text[:80]!r}: neither a directory nor https://…/, magnet:?… or HOST:PORT/NAME;"
-        " for a coordinator's release of that name add --coordinator HOST:PORT --token …"
+        " for a release of that name add --catalog … or --coordinator HOST:PORT --token …"
     )

@@ -188,10 +188,12 @@ async def _download(
         known = peers()
         await spreading.arrange(status, _others(session, known))
         origin.watch(status)
-        if stall.is_over(status, origin.received_bytes) or (
-            origin.is_useless and not (known or status.num_peers)
-        ):
-            raise Unreachable(_explain_stall(status, swarm.num_peers_tried, origin, stall.seconds))
+        if stall.is_over(status, origin.received_bytes):
+            raise Unreachable(
+                _explain_stall(status, swarm.num_peers_tried, origin, f" for {stall.seconds:g} s")
+            )
+        if origin.is_useless and not (known or status.num_peers):
+            raise Unreachable(_explain_stall(status, swarm.num_peers_tried, origin))
         await swarm.connect(_others(session, known))
         await swarm.finished_within(POLL_SECONDS)
 
@@ -320,7 +322,7 @@ class _Origin:
         return max(self._limit - self._peer_rate, self._limit / 20)
 
 
-def _explain_stall(status: TorrentStatus, num_tried: int, origin: _Origin, seconds: float) -> str:
+def _explain_stall(status: TorrentStatus, num_tried: int, origin: _Origin, lasted: str = "") -> str:
     files = [Path(path).name for path in status.incomplete]
     missing = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
     garbage = (
@@ -330,7 +332,7 @@ def _explain_stall(status: TorrentStatus, num_tried: int, origin: _Origin, secon
     )
     web_seeds = f"; {origin.troubles}" if origin.troubles else ""
     return (
-        f"nobody sent {missing} for {seconds:g} s{garbage}; tried {num_tried} peers, {status.num_peers} connected"
+        f"nobody sent {missing}{lasted}{garbage}; tried {num_tried} peers, {status.num_peers} connected"
         f"{web_seeds}; check that a seeder of this release is running (mesh seed DIR) and can be reached"
     )
 

@@ -43,6 +43,14 @@ class LicenseTexts:
         texts = (("LICENSE", self.license), ("NOTICE", self.notice), ("USE_POLICY", self.policy))
         return tuple((name, text) for name, text in texts if text is not None)
 
+    def are_of(self, ref: LicenseRef) -> bool:
+        """Whether the manifest names these very texts."""
+        try:
+            self.check(ref)
+        except IntegrityError:
+            return False
+        return True
+
     def check(self, ref: LicenseRef) -> None:
         """Raises IntegrityError unless these are the texts that the manifest names: nobody accepts any others."""
         if (size := sum(len(text) for _, text in self.named)) > MAX_TEXTS_BYTES:

@@ -4,6 +4,8 @@
     DIR/release.torrent        a BitTorrent v2 .torrent
     DIR/<torrent name>/        the shards (of a release of files: the files in their directories), so that DIR is what a
                                BitTorrent client calls the save path
+    DIR/LICENSE, NOTICE, USE_POLICY
+                               copies of the texts in the aux shard, for people and for who has to accept them first
     DIR/release.bpz.torrent    of a release with encoded twins: their .torrent,
     DIR/<torrent name>.bpz/    and they; both may be deleted, whoever fetches then takes the shards as they are
 
@@ -13,16 +15,19 @@ Opening checks the signature; ``mesh.verification`` checks every byte. Knows not
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from mesh.errors import IntegrityError, NotFound
+from mesh.weights.license_text import MAX_TEXTS_BYTES
 from mesh.weights.manifest import EncodedShard, Manifest, ShardRef
 from mesh.weights.signing import MAX_ENVELOPE_BYTES, TrustRoot, open_manifest
 
 MANIFEST_FILE = "manifest.dsse.json"
 TORRENT_FILE = "release.torrent"
 TWIN_TORRENT_FILE = "release.bpz.torrent"
+TEXT_FILES = ("LICENSE", "NOTICE", "USE_POLICY")
 MAX_TORRENT_BYTES = 128 * 1024 * 1024  # 32 bytes per 4 MiB piece: enough for 16 TiB
 
 
@@ -75,10 +80,27 @@ class Release:
         """What lies in the release and is not part of it, as paths relative to it."""
         listed = {self.directory / MANIFEST_FILE, self.directory / TORRENT_FILE}
         listed |= {self.shard_path(ref) for ref in self.manifest.shards}
+        digests = (
+            self.manifest.license.text_digest,
+            self.manifest.license.notice_digest,
+            self.manifest.license.policy_digest,
+        )
+        listed |= {
+            path
+            for path, digest in zip((self.directory / name for name in TEXT_FILES), digests, strict=True)
+            if digest is not None and _is_text(path, digest)
+        }
         if self.twin_torrent is not None:
             listed |= {self.directory / TWIN_TORRENT_FILE, *self.twin_paths().values()}
         found = (path for path in self.directory.rglob("*") if not path.is_dir() or path.is_symlink())
         return tuple(sorted(str(path.relative_to(self.directory)) for path in found if path not in listed))
+
+
+def _is_text(path: Path, digest: str) -> bool:
+    """Whether ``path`` is the very text that the manifest names; any other text there is not the release's."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_TEXTS_BYTES:
+        return False
+    return hashlib.sha256(path.read_bytes()).hexdigest() == digest
 
 
 def read_envelope(path: Path) -> bytes:

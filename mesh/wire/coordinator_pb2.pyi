@@ -192,7 +192,7 @@ class ReleaseRequest(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., token_secret: _Optional[bytes] = ..., release: _Optional[str] = ..., trust_digest: _Optional[bytes] = ...) -> None: ...
 
 class ReleaseReply(_message.Message):
-    __slots__ = ("trust_root", "manifest", "torrent", "license_text", "peers", "catalog_path", "license_notice", "license_policy")
+    __slots__ = ("trust_root", "manifest", "torrent", "license_text", "peers", "catalog_path", "license_notice", "license_policy", "twin_torrent")
     TRUST_ROOT_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     TORRENT_FIELD_NUMBER: _ClassVar[int]
@@ -201,6 +201,7 @@ class ReleaseReply(_message.Message):
     CATALOG_PATH_FIELD_NUMBER: _ClassVar[int]
     LICENSE_NOTICE_FIELD_NUMBER: _ClassVar[int]
     LICENSE_POLICY_FIELD_NUMBER: _ClassVar[int]
+    TWIN_TORRENT_FIELD_NUMBER: _ClassVar[int]
     trust_root: bytes
     manifest: bytes
     torrent: bytes
@@ -209,7 +210,8 @@ class ReleaseReply(_message.Message):
     catalog_path: str
     license_notice: bytes
     license_policy: bytes
-    def __init__(self, trust_root: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., torrent: _Optional[bytes] = ..., license_text: _Optional[bytes] = ..., peers: _Optional[_Iterable[_Union[_common_pb2.Endpoint, _Mapping]]] = ..., catalog_path: _Optional[str] = ..., license_notice: _Optional[bytes] = ..., license_policy: _Optional[bytes] = ...) -> None: ...
+    twin_torrent: bytes
+    def __init__(self, trust_root: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., torrent: _Optional[bytes] = ..., license_text: _Optional[bytes] = ..., peers: _Optional[_Iterable[_Union[_common_pb2.Endpoint, _Mapping]]] = ..., catalog_path: _Optional[str] = ..., license_notice: _Optional[bytes] = ..., license_policy: _Optional[bytes] = ..., twin_torrent: _Optional[bytes] = ...) -> None: ...
 
 class CatalogFileRequest(_message.Message):
     __slots__ = ("token_secret", "node_id", "incarnation", "name")

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from mesh.cli.main import main
+from mesh.weights.acceptance_book import AcceptanceBook
+from mesh.weights.catalog.plan import RoleKeys
+from mesh.weights.catalog.repository import Catalog
 from mesh.weights.manifest import LicenseRef
-from mesh.weights.release import MANIFEST_FILE, TORRENT_FILE
+from mesh.weights.release import MANIFEST_FILE, TORRENT_FILE, Release
+from mesh.weights.revocation import Kind, Reason, Revocation, RevocationList, timestamp
 from mesh.weights.signing import PrivateKey, TrustRoot, sign_manifest
+from tests.support.catalogs import Keys, plan_of
+from tests.support.releases import pack_tiny
 from tests.support.seeders import files_below
 from tests.support.static_server import static_server
 from tests.support.synthetic_release import SyntheticRelease, write_release
+from tests.support.tiny_models import write_tiny_checkpoint
 
+TEXT = b"Use it strictly.\n"
 SIZES = (20_000, 70_001, 300_000, 16_385, 20_001)  # embed, layers 0 and 1, head, aux
 MESH = [sys.executable, "-c", "import sys; from mesh.cli.main import main; sys.exit(main())"]
 
@@ -25,7 +35,9 @@ MESH = [sys.executable, "-c", "import sys; from mesh.cli.main import main; sys.e
 def publish(directory: Path, trust: Path, *, to_accept: bool = False) -> SyntheticRelease:
     release, key = write_release(directory, SIZES, private=to_accept), PrivateKey.generate()
     if to_accept:
-        license_ = LicenseRef("LicenseRef-strict", "0" * 64, acceptance_required=True)
+        (directory / "LICENSE").write_bytes(TEXT)
+        digest = hashlib.sha256(TEXT).hexdigest()
+        license_ = LicenseRef("LicenseRef-strict", digest, acceptance_required=True)
         release = dataclasses.replace(
             release, manifest=dataclasses.replace(release.manifest, license=license_)
         )
@@ -33,6 +45,11 @@ def publish(directory: Path, trust: Path, *, to_accept: bool = False) -> Synthet
     (directory / TORRENT_FILE).write_bytes(release.torrent)
     trust.write_bytes(TrustRoot.of(key.public).to_bytes())
     return release
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture
@@ -108,12 +125,141 @@ def test_licence_that_was_not_accepted_ends_it_with_5_and_fetches_nothing(
     strict = publish(tmp_path / "strict", trust, to_accept=True)
     with static_server(strict.directory) as bucket:
         args = ["pull", bucket.url, "--out", str(tmp_path / "out"), "--trust", str(trust)]
+        args += ["--data", str(tmp_path / "data")]
         refused, fetched = main(args), [path for path in bucket.requests if "/" in path]
+        said = capsys.readouterr().err
         accepted = main([*args, "--accept-license", "LicenseRef-strict"])
+        again = main([*args, "--out", str(tmp_path / "again")])  # the record of the word is kept
 
-    assert (refused, accepted) == (5, 0)
+    assert (refused, accepted, again) == (5, 0, 0)
     assert fetched == []
-    assert "--accept-license LicenseRef-strict" in capsys.readouterr().err
+    assert "Use it strictly." in said
+    assert "--accept-license LicenseRef-strict" in said
+    (record,) = AcceptanceBook(tmp_path / "data").records()
+    record.check_for(strict.manifest, record.node_id)
+
+
+@pytest.mark.parametrize("shown", [None, b"Do as you like.\n"])
+def test_nobody_accepts_a_licence_whose_text_is_not_there_or_is_another(
+    trust: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], shown: bytes | None
+) -> None:
+    strict = publish(tmp_path / "strict", trust, to_accept=True)
+    text = strict.directory / "LICENSE"
+    text.unlink() if shown is None else text.write_bytes(shown)
+    args = ["pull", str(strict.directory), "--out", str(tmp_path / "out"), "--data", str(tmp_path / "data")]
+
+    assert main([*args, "--trust", str(trust), "--accept-license", "LicenseRef-strict"]) == 5
+    assert "text" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def catalogued(tmp_path: Path, trust: Path) -> tuple[SyntheticRelease, Catalog, Keys, list[str]]:
+    """A release that a catalog lists as acme/tiny; the words that name the catalog and its root."""
+    release, keys = write_release(tmp_path / "release", SIZES, private=False), Keys()
+    envelope = sign_manifest(release.manifest, keys.acme)
+    (release.directory / MANIFEST_FILE).write_bytes(envelope)
+    (release.directory / TORRENT_FILE).write_bytes(release.torrent)
+    directory = tmp_path / "catalog"
+    catalog, _ = Catalog.create(directory, plan_of(keys), keys.all)
+    catalog.add_publisher("acme", RoleKeys((keys.acme.public,)), keys.all)
+    catalog.add_release("acme", envelope, keys.all)
+    root = directory / "metadata" / "1.root.json"
+    return release, catalog, keys, ["--catalog", str(directory), "--trust", str(root)]
+
+
+def test_release_is_named_by_its_catalog_and_fetched_from_a_web_seed(
+    catalogued: tuple[SyntheticRelease, Catalog, Keys, list[str]], tmp_path: Path
+) -> None:
+    release, _, _, words = catalogued
+    out = ["--out", str(tmp_path / "out")]
+    with static_server(release.directory) as bucket:
+        seeded = ["--web-seed", bucket.url]
+        assert main(["pull", "acme/tiny", *words, *out]) == 3  # a catalog does not say where
+        assert main(["pull", "acme/other", *words, *out, *seeded]) == 3
+        assert main(["pull", "acme/tiny", *words[:2], *out, *seeded]) == 2  # whose root?
+        assert not (tmp_path / "out").exists()
+        assert main(["pull", "acme/tiny", *words, *out, *seeded]) == 0
+    assert len(files_below(tmp_path / "out")) == 2 + len(SIZES)
+
+
+def test_release_that_the_catalog_revoked_or_took_out_is_not_pulled(
+    catalogued: tuple[SyntheticRelease, Catalog, Keys, list[str]], tmp_path: Path
+) -> None:
+    release, catalog, keys, words = catalogued
+    pull = ["pull", str(release.directory), *words, "--out", str(tmp_path / "out")]
+    now = time.time()
+    assert main([*pull, "--dry-run"]) == 0
+    taken = Revocation(Kind.RELEASE, release.manifest.release_id, Reason.DMCA, timestamp(now - 60))
+    revoked = RevocationList.first(now).adding([taken], now)
+    catalog.set_revocations(revoked.to_bytes(), revoked.expires_at, keys.all)
+
+    assert main(pull) == 5
+    catalog.remove_release("acme", "tiny", keys.all)
+    assert main(pull) == 3
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("into", ["--out", "--store"])
+async def test_encoded_twins_come_by_a_magnet_link_and_leave_only_shards(tmp_path: Path, into: str) -> None:
+    packed = pack_tiny(tmp_path, encode=True)
+    seeder = await asyncio.create_subprocess_exec(
+        *MESH, "seed", str(packed.directory), "--trust", str(packed.trust_file), "--json",
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    target = tmp_path / "target"
+    target.mkdir()
+    try:
+        assert seeder.stdout is not None
+        seeding = json.loads(await seeder.stdout.readline())
+        pull = await asyncio.create_subprocess_exec(
+            *MESH, "pull", seeding["magnet"], "--peer", seeding["listen"], "--no-dht", "--layers", "0:1",
+            "--trust", str(packed.trust_file), into, str(target), "--encoding", "zstd", "--json",
+            stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        output, _ = await pull.communicate()
+    finally:
+        seeder.terminate()
+        await seeder.wait()
+
+    assert pull.returncode == 0
+    said = json.loads(output.splitlines()[-1])
+    assert said["event"] == "fetched"
+    assert said["fetched_bytes"] < 0.9 * said["bytes"]
+    for file, path in said["paths"].items():
+        assert Path(path).read_bytes() == (packed.directory / "tiny" / file).read_bytes()
+    if into == "--out":
+        assert {path.name for path in target.iterdir()} == {MANIFEST_FILE, TORRENT_FILE, "tiny"}
+    assert not list(target.rglob("*.bpz"))
+
+
+def test_open_release_is_packed_and_shown_with_its_link_and_its_licence_lies_beside_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = write_tiny_checkpoint(tmp_path / "checkpoint"), tmp_path / "release"
+    key = tmp_path / "k.key"
+    PrivateKey.generate().save(key)
+    pub = tmp_path / "k.pub"
+    pub.write_bytes(TrustRoot.of(PrivateKey.load(key).public).to_bytes())
+    pack = ["pack", str(source), "--license", "Apache-2.0", "--key", str(key), "--json"]
+    assert main([*pack, "--out", str(out), "--web-seed", "https://seed.example/tiny"]) == 0
+    packed = json.loads(capsys.readouterr().out)
+    assert main(["show", str(out), "--trust", str(pub), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert main([*pack, "--out", str(tmp_path / "private"), "--private"]) == 0
+    private = json.loads(capsys.readouterr().out)
+
+    assert packed["magnet"] == shown["magnet"]
+    assert packed["magnet"].startswith(f"magnet:?xt=urn:btmh:1220{packed['infohash']}")
+    assert "seed.example" in packed["magnet"]
+    assert private["magnet"] is None
+    assert "Apache License" in (out / "LICENSE").read_text()
+    release = Release.open(out, TrustRoot.of(PrivateKey.load(key).public))
+    assert release.unlisted_files() == ()
+    (out / "LICENSE").write_text("Do as you like.")
+    (out / "NOTICE").write_text("of nobody")
+    assert release.unlisted_files() == ("LICENSE", "NOTICE")
 
 
 def test_wrong_publisher_wrong_link_and_private_release_in_the_dht_are_refused(

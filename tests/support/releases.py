@@ -35,18 +35,28 @@ def pack(
     name: str | None = None,
     license_id: str = "Apache-2.0",
     license_text: bytes | None = None,
+    encode: bool = False,
 ) -> PackedRelease:
     """``directory`` gets ``release/`` and ``publisher.pub``."""
     directory.mkdir(parents=True, exist_ok=True)
     key = PrivateKey.generate()
     trust_file = directory / "publisher.pub"
     trust_file.write_bytes(TrustRoot.of(key.public).to_bytes())
-    manifest = pack_release(source, directory / "release", license_id, license_text, key, name=name)
+    manifest = pack_release(
+        source, directory / "release", license_id, license_text, key, name=name, encode=encode
+    )
     return PackedRelease(directory / "release", trust_file, key, manifest)
 
 
 def pack_tiny(
-    directory: Path, *, license_id: str = "Apache-2.0", license_text: bytes | None = None, **shape: Any
+    directory: Path,
+    *,
+    license_id: str = "Apache-2.0",
+    license_text: bytes | None = None,
+    encode: bool = False,
+    **shape: Any,
 ) -> PackedRelease:
     source = write_tiny_checkpoint(directory / "checkpoint", **shape)
-    return pack(source, directory, name="tiny", license_id=license_id, license_text=license_text)
+    return pack(
+        source, directory, name="tiny", license_id=license_id, license_text=license_text, encode=encode
+    )

@@ -98,7 +98,7 @@ async def test_manifest_comes_from_peers_by_its_infohash_alone(
             node, companion.infohash, tmp_path / "node", lambda: [seeder.endpoint], patience_seconds=20
         )
 
-        assert found == (envelope, release.torrent)
+        assert found == (envelope, release.torrent, None)
         assert node.torrent(companion.infohash) is None
 
 
@@ -145,4 +145,4 @@ async def test_open_release_is_found_without_knowing_a_peer(
                 fetch_companion(node, companion.infohash, tmp_path / "node", list, patience_seconds=30)
             )
             async with companion_seeder(companion, tmp_path / "seed", settings):
-                assert await searching == (envelope, release.torrent)
+                assert await searching == (envelope, release.torrent, None)
