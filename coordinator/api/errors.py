@@ -172,5 +172,7 @@ def param_name(path: Sequence[str | int]) -> str | None:
     """``("messages", 0, "role")`` -> ``"messages[0].role"``."""
     name = ""
     for part in path:
+        if part == "[key]":  # of a mapping; its name has just been said
+            continue
         name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else part
     return name or None

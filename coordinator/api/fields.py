@@ -100,7 +100,7 @@ class AnswerFields(BaseModel):
     model: Text
     n: Annotated[int, Field(ge=1, le=MAX_ANSWERS)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=_MAX_INT)] | None = Field(
         None, description="0 and -1 keep every token."
     )

@@ -193,6 +193,7 @@ async def test_a_stream_beyond_its_deadline_ends_with_an_error() -> None:
     assert pipeline.open_sessions == 0
 
 
-async def test_a_top_p_too_small_for_the_wire_keeps_one_token() -> None:
-    _, pipeline = await ask([EOS], top_p=1e-300)
+@pytest.mark.parametrize("top_p", [0, 1e-300])
+async def test_a_top_p_too_small_for_the_wire_keeps_one_token(top_p: float) -> None:
+    _, pipeline = await ask([EOS], top_p=top_p)
     assert pipeline.requests[0].sampling.top_p == LEAST_TOP_P
