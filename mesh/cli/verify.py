@@ -61,6 +61,12 @@ def verify(
     """Check signature, licence, torrent and every shard of a release, on all cores. Exit code 4 names what was changed."""
     from mesh.errors import UsageError
 
+    here = {"--deep": deep, "--complete": complete}
+    there = {"--report": report is not None, "--key": key is not None}
+    if out_of_place := [flag for flag, given in (here if fleet else there).items() if given]:
+        # What is silently not done would be believed to be done.
+        what = "a release on this machine, not for --fleet" if fleet else "--fleet"
+        raise UsageError(f"{', '.join(out_of_place)}: only for {what}")
     if fleet:
         if coordinator is None or token is None:
             raise UsageError(

@@ -364,5 +364,9 @@ async def test_coordinators_manifest_must_be_signed_by_whom_the_operator_trusts(
 def test_without_a_coordinator_there_is_nobody_to_ask(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "--fleet"]) == 2
     assert "--coordinator" in capsys.readouterr().err
+    assert main(["verify", "--fleet", "--deep"]) == 2
+    assert "--deep: only for a release on this machine" in capsys.readouterr().err
+    assert main(["verify", "x", "--report", "y"]) == 2
+    assert "--report: only for --fleet" in capsys.readouterr().err
     assert main(["verify"]) == 2
     assert "which release?" in capsys.readouterr().err
