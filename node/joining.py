@@ -18,6 +18,7 @@ from typing import Any
 
 import grpc.aio
 
+from mesh.cli.asking import ask
 from mesh.clock import Clock
 from mesh.errors import MeshError, NotFound, Temporary, UsageError
 from mesh.layers import LayerRange
@@ -293,8 +294,7 @@ async def _ask_volunteer(config: NodeConfig) -> None:
         return
     if not sys.stdin.isatty():
         raise UsageError("nobody is there to confirm the plan; add --yes to take it as it is")
-    answer = await asyncio.to_thread(input, "Go? [Y/n] ")
-    if answer.strip().lower() not in ("", "y", "yes"):
+    if (await ask("Go? [Y/n] ")).lower() not in ("", "y", "yes"):
         raise UsageError("not joined: the plan was declined")
 
 

@@ -5,10 +5,10 @@ Who gave ``--accept-license`` sees the texts too. ``--yes`` is a word on the pla
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sys
 
+from mesh.cli.asking import ask
 from mesh.clock import Clock
 from mesh.weights.acceptance_book import AcceptanceBook
 from mesh.weights.signing import PrivateKey
@@ -41,5 +41,4 @@ async def _typed(license_id: str, config: NodeConfig) -> bool:
     """Typing the id is a deliberate act; a habitual Enter or y is not."""
     if config.assume_yes or config.accept_license is not None or not sys.stdin.isatty():
         return False
-    answer = await asyncio.to_thread(input, f"To accept these terms type {license_id}: ")
-    return answer.strip() == license_id
+    return await ask(f"To accept these terms type {license_id}: ") == license_id

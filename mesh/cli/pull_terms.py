@@ -10,6 +10,7 @@ from pathlib import Path
 
 import typer
 
+from mesh.cli.asking import ask
 from mesh.dirs import data_dir
 from mesh.errors import IntegrityError, LicenseRefused
 from mesh.weights import identity
@@ -37,7 +38,7 @@ class Word:
         node_id = identity.load_or_create(self._directory).public.key_id
         return terms(manifest.license) in AcceptanceBook(self._directory).accepted_terms(node_id)
 
-    def take(
+    async def take(
         self, manifest: Manifest, texts: LicenseTexts | None, show: Callable[[str, LicenseTexts], None]
     ) -> None:
         """Show the texts, then ask for the word, then record it. Raises LicenseRefused; nothing was fetched by then."""
@@ -52,7 +53,7 @@ class Word:
         except IntegrityError as exc:
             raise LicenseRefused(f"release {manifest.name}: {exc}") from exc
         show(license_.id, texts)
-        if self.accepted != license_.id and not self._typed(license_.id):
+        if self.accepted != license_.id and not await self._typed(license_.id):
             raise LicenseRefused(
                 f"release {manifest.name} is under {license_.id}, shown above: read it, then pull with"
                 f" --accept-license {license_.id}"
@@ -61,11 +62,10 @@ class Word:
         key = identity.load_or_create(self._directory)
         AcceptanceBook(self._directory).record_for(manifest, key, time.time())
 
-    def _typed(self, license_id: str) -> bool:
+    async def _typed(self, license_id: str) -> bool:
         if self.accepted is not None or not sys.stdin.isatty():
             return False
-        answer: str = typer.prompt(f"To accept these terms type {license_id}", err=True)
-        return answer.strip() == license_id
+        return await ask(f"To accept these terms type {license_id}: ") == license_id
 
 
 def show_texts(license_id: str, texts: LicenseTexts) -> None:

@@ -119,7 +119,7 @@ async def _pull(options: PullOptions) -> None:
                 return
             if not await asyncio.to_thread(options.word.is_given, plan.manifest):
                 show = _emit_texts if options.json_events else show_texts
-                await asyncio.to_thread(options.word.take, plan.manifest, found.texts, show)
+                await options.word.take(plan.manifest, found.texts, show)
             with (
                 _place(plan, found.texts, holdings, options) as directory,
                 _store(holdings, directory, plan, options) as store,

@@ -6,8 +6,11 @@ import asyncio
 import dataclasses
 import hashlib
 import json
+import os
+import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -275,3 +278,31 @@ def test_wrong_publisher_wrong_link_and_private_release_in_the_dht_are_refused(
     assert main(["pull", bucket.url, "--trust", str(trust), *out]) == 6  # nobody listens there any more
     assert main(["pull", "nothing", "--trust", str(trust), *out]) == 3
     assert not (tmp_path / "out").exists()
+
+
+async def test_question_on_a_terminal_is_answered_or_left_with_ctrl_c(trust: Path, tmp_path: Path) -> None:
+    strict = publish(tmp_path / "strict", trust, to_accept=True)
+    words = ["pull", str(strict.directory), "--trust", str(trust), "--data", str(tmp_path / "data")]
+    words += ["--out", str(tmp_path / "out"), "--stall", "0.1"]
+
+    async def answer(says: Callable[[asyncio.subprocess.Process, int], object]) -> int:
+        terminal, stdin = os.openpty()
+        try:
+            pull = await asyncio.create_subprocess_exec(
+                *MESH, *words, stdin=stdin, stderr=asyncio.subprocess.PIPE
+            )
+            assert pull.stderr is not None
+            async with asyncio.timeout(20):
+                await pull.stderr.readuntil(b"type LicenseRef-strict: ")
+                says(pull, terminal)
+                await pull.stderr.read()
+                return await pull.wait()
+        finally:
+            os.close(terminal)
+            os.close(stdin)
+
+    assert await answer(lambda pull, _: pull.send_signal(signal.SIGINT)) == 130
+    assert await answer(lambda _, terminal: os.write(terminal, b"y\n")) == 5
+    assert not (tmp_path / "data").exists()
+    assert await answer(lambda _, terminal: os.write(terminal, b"LicenseRef-strict\n")) == 6  # nobody sends
+    assert len(AcceptanceBook(tmp_path / "data").records()) == 1
