@@ -68,16 +68,15 @@ def verify_here(
 
 @contextmanager
 def _find(release: str, store: Path | None) -> Iterator[Found]:
-    """A directory of that name, else the store's release, which nobody removes meanwhile. With ``store``, only the latter."""
+    """A release's directory of that name, else the store's, which nobody removes meanwhile. With ``store``, only the latter."""
     directory = Path(release)
-    if store is None and directory.is_dir():
-        yield Found(
-            directory,
-            data_dir() / "node",
-            lambda belief: Release.open(directory, belief.trust, belief.envelope),
-        )
+    if store is None and (directory / MANIFEST_FILE).is_file():
+        yield _in_directory(directory)
         return
     if store is None and not store_dir().is_dir():  # a typing error makes no store
+        if directory.is_dir():
+            yield _in_directory(directory)  # which says what it lacks
+            return
         raise NotFound(f"release {release}: no such directory, and there is no store of yours yet")
     holdings = open_holdings(store)
     try:
@@ -85,14 +84,24 @@ def _find(release: str, store: Path | None) -> Iterator[Found]:
     except NotFound as exc:
         if store is not None:
             raise
-        raise NotFound(f"release {release}: no such directory, and {exc}") from exc
-    data = data_dir() / "node" if store is None else holdings.store.directory.parent
+        lacks = f"{directory / MANIFEST_FILE} does not exist" if directory.is_dir() else "no such directory"
+        raise NotFound(f"release {release}: {lacks}, and {exc}") from exc
+    beside = holdings.store.directory.parent  # of a node: its data directory
+    data = beside if (beside / "licenses").is_dir() else data_dir() / "node"
     with holdings.using(held):
         yield Found(
             held.directory,
             data,
             lambda belief: StoredRelease.of(held, holdings.store, belief.trust, belief.envelope),
         )
+
+
+def _in_directory(directory: Path) -> Found:
+    return Found(
+        directory,
+        data_dir() / "node",
+        lambda belief: Release.open(directory, belief.trust, belief.envelope),
+    )
 
 
 def describe_acceptance(manifest: Manifest, data: Path) -> str | None:

@@ -142,3 +142,16 @@ def test_verifying_is_no_use_and_nothing_is_removed_meanwhile(data: Path, packed
         assert holdings.find("tiny").is_busy
     after = holdings.find("tiny")
     assert (after.is_busy, after.last_used) == (False, before.last_used)
+
+
+def test_checkpoints_directory_of_the_same_name_is_not_taken_for_the_release(
+    mesh: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    code, _, err = mesh("verify", "tiny")
+    assert code == 3
+    assert "manifest.dsse.json does not exist" in err
+    (tmp_path / "user" / "llama-mesh").mkdir(parents=True, exist_ok=True)
+    (data / "shards").rename(tmp_path / "user" / "llama-mesh" / "store")
+    assert mesh("verify", "tiny")[0] == 0
