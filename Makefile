@@ -62,6 +62,13 @@ bench-overhead: $(VENV)/.installed-dev  ## Milliseconds that HTTP and the coordi
 bench-failover: $(VENV)/.installed-dev  ## Seconds a client waits when a stage is killed or frozen in the middle of its answer
 	@$(BIN)/python -m benchmarks.failover
 
+bench-weights: $(VENV)/.installed-dev  ## Pack, verify, encode and spread, short, one after the other; figures in build/bench-weights
+	@mkdir -p build/bench-weights
+	@$(BIN)/python -m benchmarks.pack --rounds 3 --json build/bench-weights/pack.json
+	@$(BIN)/python -m benchmarks.verify --rounds 3 --mib 128 --out build/bench-weights/verify.json
+	@$(BIN)/python -m benchmarks.encoding --rounds 3 --json > build/bench-weights/encoding.json
+	@$(BIN)/python -m benchmarks.spread --runs 1 --mib 24 --fast-mib 240 --json build/bench-weights/spread.json
+
 clean:  ## Remove what was installed and built here
 	rm -rf $(VENV) .clients .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
 

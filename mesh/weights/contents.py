@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +17,13 @@ from mesh.errors import UsageError
 from mesh.weights.checkpoint import Checkpoint, file_chunks
 from mesh.weights.disk import naming_full_disk, reserve
 from mesh.weights.encoding import SUFFIX, TwinWriter, twin_file
+from mesh.weights.file_hashing import hash_file
 from mesh.weights.file_tree import FileTree, PlainFile
 from mesh.weights.layout import Place
 from mesh.weights.manifest import EMPTY_ROOT, ShardRef
 from mesh.weights.merkle import RootHasher
-from mesh.weights.shard import TensorSource, WrittenShard, data_root, write_shard
+from mesh.weights.shard import PIECE_LENGTH, TensorSource, WrittenShard, data_root, write_shard
+from mesh.weights.shard_check import usable_cores
 
 OnBytes = Callable[[int], None]
 
@@ -104,34 +106,32 @@ def plain_files(tree: FileTree, *, copy: bool, piece_length: int) -> list[Conten
 
 def plain_ref(file: PlainFile, on_bytes: OnBytes) -> ShardRef:
     """How a manifest would name it."""
-    hasher = RootHasher()
-    for _ in _hashed(file.path, file.size, hasher, on_bytes):
-        pass
-    return ShardRef("file", None, file.name, file.size, hasher.root().hex() if file.size else EMPTY_ROOT)
+    written = hash_file(file.path, file.size, PIECE_LENGTH, on_bytes, usable_cores())
+    return ShardRef("file", None, file.name, file.size, written.root.hex())
 
 
 def _take(file: PlainFile, path: Path, copy: bool, piece_length: int, on_bytes: OnBytes) -> WrittenShard:
     path.parent.mkdir(parents=True, exist_ok=True)
-    hasher = RootHasher()
     if not copy and _linked(file.path, path):
-        for _ in _hashed(path, file.size, hasher, on_bytes):
-            pass
+        written = hash_file(path, file.size, piece_length, on_bytes, usable_cores())
     else:
-        with naming_full_disk(path), path.open("xb") as target:
-            reserve(target, file.size)
-            target.writelines(_hashed(file.path, file.size, hasher, on_bytes))
+        written = _copied(file, path, piece_length, on_bytes)
     if file.path.stat().st_size != file.size:  # it grew since it was found
         raise UsageError(f"{file.path} changed while it was packed; pack it again")
+    return written
+
+
+def _copied(file: PlainFile, path: Path, piece_length: int, on_bytes: OnBytes) -> WrittenShard:
+    hasher = RootHasher()
+    with naming_full_disk(path), path.open("xb") as target:
+        reserve(target, file.size)
+        for chunk in file_chunks(file.path, 0, file.size):
+            target.write(chunk)
+            hasher.update(chunk)
+            on_bytes(len(chunk))
     if not file.size:
         return WrittenShard(0, bytes.fromhex(EMPTY_ROOT), b"")
     return WrittenShard(file.size, *hasher.root_and_layer(piece_length))
-
-
-def _hashed(path: Path, size: int, hasher: RootHasher, on_bytes: OnBytes) -> Iterator[bytes]:
-    for chunk in file_chunks(path, 0, size):
-        hasher.update(chunk)
-        on_bytes(len(chunk))
-        yield chunk
 
 
 def _linked(file: Path, path: Path) -> bool:

@@ -75,7 +75,9 @@ def write_all(
     with ThreadPoolExecutor(threads, thread_name_prefix="pack") as pool:
         futures = {
             pool.submit(content.write, directory / content.file, on_bytes): content
-            for content in contents
+            for content in sorted(
+                contents, key=lambda content: -content.nbytes
+            )  # so that all cores end together
             if content.file not in kept
         }
         try:
