@@ -163,9 +163,12 @@ async def _transfer(
             companion = Companion.of(plan.envelope, plan.torrent, plan.twin_torrent)
             await seed_companion(session, companion, Path(scratch) / "seeding")
         _say_seeding(plan, session, options)
-        torrent = session.torrent(manifest.torrent.infohash)
-        assert torrent is not None
-        await report_uploads(torrent, view, manifest.total_bytes)
+        infohashes = [
+            manifest.torrent.infohash,
+            *(encoding.torrent.infohash for encoding in manifest.encodings),
+        ]
+        torrents = [torrent for hash_ in infohashes if (torrent := session.torrent(hash_)) is not None]
+        await report_uploads(torrents, view, manifest.total_bytes)
 
 
 def _encoding(plan: PullPlan, known: Sequence[Peer], options: PullOptions) -> Encoding:

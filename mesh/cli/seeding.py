@@ -68,7 +68,7 @@ async def _seed(
     with tempfile.TemporaryDirectory(prefix="mesh-seed-") as scratch, TransferView(manifest.name) as view:
         async with SwarmSession(settings) as session:
             torrent = await seed(session, release.torrent, manifest, release.directory)
-            await seed_twins(session, release)
+            twins = await seed_twins(session, release)
             if not manifest.torrent.private:
                 # Whoever has only the magnet link gets the signed manifest from us, too.
                 await seed_companion(
@@ -77,7 +77,7 @@ async def _seed(
                     Path(scratch),
                 )
             _say_seeding(release, session.endpoint, web_seeds, json_events)
-            duties = [report_uploads(torrent, view, manifest.total_bytes)]
+            duties = [report_uploads([torrent, *([twins] if twins else [])], view, manifest.total_bytes)]
             if announcing is not None:
                 duties.append(_announce(release, session, announcing))
             if check_revoked is not None:
@@ -113,19 +113,23 @@ async def _watch_revocations(check: CheckRevoked) -> None:
                 raise RevocationsStale(f"{exc}; for a day nobody could say whether it was revoked") from exc
 
 
-async def report_uploads(torrent: SwarmTorrent, view: TransferView, total_bytes: int) -> None:
-    """A line that changes where somebody watches; else one on stderr when bytes have left since the last."""
+async def report_uploads(torrents: Sequence[SwarmTorrent], view: TransferView, total_bytes: int) -> None:
+    """Of a release and its encoded twins together: a line that changes where somebody watches; else one on stderr when
+    bytes have left since the last.
+    """
     reported, said_at = 0, time.monotonic()
     while True:
         await asyncio.sleep(VIEW_SECONDS)
-        status = await torrent.status()
-        view.seeding(status.upload_rate, status.uploaded_bytes, status.num_peers, total_bytes)
+        states = [await torrent.status() for torrent in torrents]
+        uploaded = sum(status.uploaded_bytes for status in states)
+        num_peers = max(status.num_peers for status in states)  # who takes both is connected twice
+        view.seeding(sum(status.upload_rate for status in states), uploaded, num_peers, total_bytes)
         if view.is_watched or time.monotonic() - said_at < REPORT_SECONDS:
             continue
         said_at = time.monotonic()
-        if status.uploaded_bytes != reported:
-            reported = status.uploaded_bytes
-            typer.echo(f"uploaded {format_size(reported)}, {status.num_peers} peers connected", err=True)
+        if uploaded != reported:
+            reported = uploaded
+            typer.echo(f"uploaded {format_size(reported)}, {num_peers} peers connected", err=True)
 
 
 def _say_seeding(release: Release, endpoint: Peer, web_seeds: Sequence[str], json_events: bool) -> None:

@@ -159,12 +159,16 @@ def headline(name: str, progress: FetchProgress, eta_seconds: float | None) -> s
 
 
 def shown_shards(shards: tuple[ShardProgress, ...], rows: int) -> tuple[list[ShardProgress], str]:
-    """All shards where there is room; else those on which something happens, furthest first, and how the rest stand."""
+    """All shards where there is room; else those on which something happens, the furthest, and how the rest stand.
+
+    Always in the manifest's order, so that no row jumps to another place.
+    """
     if len(shards) <= rows:
         return list(shards), ""
     active = [shard for shard in shards if shard.state in _ACTIVE]
     active.sort(key=lambda shard: (_ACTIVE.index(shard.state), -shard.done_bytes / max(1, shard.size)))
-    shown = active[: rows - 1]
+    chosen = active[: rows - 1]
+    shown = [shard for shard in shards if shard in chosen]
     hidden = [shard for shard in shards if shard not in shown]
     counts = {
         state: sum(shard.state == state for shard in hidden)

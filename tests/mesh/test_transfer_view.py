@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from mesh.cli.transfers import Eta, ProgressEvents, TransferView, view
+from mesh.cli.transfers import Eta, ProgressEvents, TransferView, shown_shards, view
 from mesh.swarm.fetching import FetchProgress, ShardProgress
 from mesh.swarm.speed import Speed
 from tests.support.clock import ManualClock
@@ -55,6 +55,18 @@ def test_of_many_shards_the_active_ones_are_shown_and_the_rest_in_one_line() -> 
 
     assert "layer-00001.safetensors" in lines[2]
     assert lines[3:] == ["  80 shards; besides these 1 done, 78 wanted"]
+
+
+def test_of_too_many_active_ones_the_furthest_are_shown_and_rows_keep_their_places() -> None:
+    shards = tuple(
+        ShardProgress(f"layer-{index:05}.safetensors", 100, done, "fetching")
+        for index, done in enumerate((10, 70, 5, 90, 20))
+    )
+
+    shown, summary = shown_shards(shards, 3)
+
+    assert [shard.done_bytes for shard in shown] == [70, 90]
+    assert summary == "5 shards; besides these 3 fetching"
 
 
 @given(
