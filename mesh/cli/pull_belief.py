@@ -39,6 +39,10 @@ class Believing:
             return believer(self.trust, source.target, self.token)(found.envelope)
         return believer(self.trust, None)(found.envelope)
 
+    def belief_may_end(self, source: Source) -> bool:
+        """Whether a catalog may take back what was believed; keys are believed for ever."""
+        return self.catalog is not None or isinstance(source, Coordinator)
+
     def look_up(self, listed: Listed, web_seeds: tuple[str, ...]) -> tuple[Source, str]:
         """Where to get what the catalog calls that, and the id it must have. Raises NotFound and kin."""
         catalog = self.catalog

@@ -18,7 +18,7 @@ import typer
 from mesh.cli.announcing import address_towards, announcement, keep_announced
 from mesh.cli.pull_belief import Believing
 from mesh.cli.pull_terms import Word, show_texts
-from mesh.cli.seeding import report_uploads
+from mesh.cli.seeding import do_all, report_uploads, watch_revocations
 from mesh.cli.stores import open_holdings
 from mesh.cli.swarm_options import SwarmOptions
 from mesh.cli.transfers import ProgressEvents, TransferView
@@ -168,7 +168,17 @@ async def _transfer(
             *(encoding.torrent.infohash for encoding in manifest.encodings),
         ]
         torrents = [torrent for hash_ in infohashes if (torrent := session.torrent(hash_)) is not None]
-        await report_uploads(torrents, view, manifest.total_bytes)
+        duties = [report_uploads(torrents, view, manifest.total_bytes)]
+        if options.believing.belief_may_end(options.source):
+            duties.append(watch_revocations(lambda: _check_revoked(plan, found, options)))
+        await do_all(duties)
+
+
+def _check_revoked(plan: PullPlan, found: Found, options: PullOptions) -> None:
+    """Asks the catalog as it is then. Raises ReleaseRevoked, RevocationsStale, NotFound and kin."""
+    belief = options.believing.belief(options.source, found)
+    if belief.revocation is not None:
+        belief.revocation(plan.manifest, plan.refs)
 
 
 def _encoding(plan: PullPlan, known: Sequence[Peer], options: PullOptions) -> Encoding:

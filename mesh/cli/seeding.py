@@ -6,9 +6,10 @@ import asyncio
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -81,15 +82,19 @@ async def _seed(
             if announcing is not None:
                 duties.append(_announce(release, session, announcing))
             if check_revoked is not None:
-                duties.append(_watch_revocations(check_revoked))
-            # Each lasts until it is cancelled; one that fails ends the other.
-            tasks = [asyncio.create_task(duty) for duty in duties]
-            try:
-                await asyncio.gather(*tasks)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                duties.append(watch_revocations(check_revoked))
+            await do_all(duties)
+
+
+async def do_all(duties: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Each lasts until it is cancelled; one that fails ends the others."""
+    tasks = [asyncio.create_task(duty) for duty in duties]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _announce(release: Release, session: SwarmSession, announcing: Announcing) -> None:
@@ -100,7 +105,7 @@ async def _announce(release: Release, session: SwarmSession, announcing: Announc
     await keep_announced(announcing.target, request, lambda line: typer.echo(line, err=True))
 
 
-async def _watch_revocations(check: CheckRevoked) -> None:
+async def watch_revocations(check: CheckRevoked) -> None:
     """Ends by raising when the catalog takes the release back, or when nobody could say for too long."""
     asked_at = time.monotonic()
     while True:

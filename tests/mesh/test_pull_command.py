@@ -306,3 +306,32 @@ async def test_question_on_a_terminal_is_answered_or_left_with_ctrl_c(trust: Pat
     assert not (tmp_path / "data").exists()
     assert await answer(lambda _, terminal: os.write(terminal, b"LicenseRef-strict\n")) == 6  # nobody sends
     assert len(AcceptanceBook(tmp_path / "data").records()) == 1
+
+
+async def test_release_that_is_revoked_is_seeded_no_longer(
+    catalogued: tuple[SyntheticRelease, Catalog, Keys, list[str]], tmp_path: Path
+) -> None:
+    release, catalog, keys, words = catalogued
+    script = "import sys, mesh.cli.seeding as s; s.RECHECK_SECONDS = 0.2; from mesh.cli.main import main; sys.exit(main())"
+    with static_server(release.directory) as bucket:
+        args = ["pull", bucket.url, *words, "--out", str(tmp_path / "out"), "--seed", "--json"]
+        pull = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            script,
+            *args,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert pull.stdout is not None
+        async with asyncio.timeout(30):
+            while json.loads(await pull.stdout.readline())["event"] != "seeding":
+                pass
+            now = time.time()
+            taken = Revocation(Kind.KEY, keys.acme.public.key_id, Reason.KEY_COMPROMISE, timestamp(now - 60))
+            revoked = RevocationList.first(now).adding([taken], now)
+            catalog.set_revocations(revoked.to_bytes(), revoked.expires_at, keys.all)
+            _, said = await pull.communicate()
+
+    assert pull.returncode == 5
+    assert b"was revoked" in said
