@@ -24,8 +24,8 @@ from tests.support.releases import PackedRelease, pack
 MODEL = "smollm2-135m-instruct"
 ENVIRONMENT = "lm-eval"
 RUN_SECONDS = 120
-# What float32 leaves open between two engines, for each scored token.
-CLOSE = 2e-3
+# What float32 leaves open between two engines; measured were 1.4e-5 in log-likelihoods and 1.4e-7 of perplexities.
+CLOSE = 2e-4
 
 # Each capital, and two cities that are none; of some countries small models know them better.
 CAPITALS = {
