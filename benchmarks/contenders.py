@@ -26,8 +26,8 @@ from mesh.model.loader import load_stage
 from mesh.model.local import generate
 from mesh.model.sampling import SamplingParams
 from mesh.model.tokenizer import Tokenizer
-from mesh.weights.release import Release
-from mesh.weights.shard import read_shard
+from mesh.weights.releases.release import Release
+from mesh.weights.shards.shard import read_shard
 
 # Of every process: three nodes share one machine, and more threads would only wait for each other.
 THREADS = 1

@@ -43,8 +43,8 @@ from benchmarks.contenders import (
 from mesh.demo.demo_model import LICENSE_ID, demo_model_path
 from mesh.errors import MeshError, UsageError
 from mesh.publishing import pack_release
-from mesh.weights.release import Release
-from mesh.weights.signing import PrivateKey, TrustRoot
+from mesh.weights.releases.release import Release
+from mesh.weights.trust.signing import PrivateKey, TrustRoot
 
 QUESTION = "Write a long story about a lighthouse keeper and the sea."
 _WARM_UP_TOKENS = 8

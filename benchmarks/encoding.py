@@ -33,10 +33,10 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import load_file
 
-from mesh.weights import byteplanes
-from mesh.weights.encoding import CHUNK_BYTES, TwinWriter, decode, decoded_chunks, encode_chunk
-from mesh.weights.manifest import EncodedShard, ShardRef
-from mesh.weights.shard import TensorSource, write_shard
+from mesh.weights.shards import byteplanes
+from mesh.weights.shards.encoding import CHUNK_BYTES, TwinWriter, decode, decoded_chunks, encode_chunk
+from mesh.weights.shards.shard import TensorSource, write_shard
+from mesh.weights.trust.manifest import EncodedShard, ShardRef
 
 ROUNDS = 7
 MAX_BYTES = 96 * 1024 * 1024  # of a type: enough for a median, little enough for a minute

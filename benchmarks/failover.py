@@ -37,8 +37,8 @@ from mesh.demo.processes import Child
 from mesh.errors import MeshError, Unhealthy
 from mesh.layers import LayerRange
 from mesh.publishing import pack_release
-from mesh.weights.release import Release
-from mesh.weights.signing import PrivateKey, TrustRoot
+from mesh.weights.releases.release import Release
+from mesh.weights.trust.signing import PrivateKey, TrustRoot
 
 LOSE_AFTER = 16  # tokens
 TOKENS = 48

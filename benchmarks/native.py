@@ -24,8 +24,8 @@ from mesh.model.llama import StageStep
 from mesh.model.loader import load_stage
 from mesh.model.prefill import prefill_chunks
 from mesh.publishing import pack_release
-from mesh.weights.release import Release
-from mesh.weights.signing import PrivateKey, TrustRoot
+from mesh.weights.releases.release import Release
+from mesh.weights.trust.signing import PrivateKey, TrustRoot
 
 PROMPT_TOKENS, DECODED_TOKENS, BATCHED_TOKENS = 512, 64, 24
 

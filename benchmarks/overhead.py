@@ -37,8 +37,8 @@ from mesh.demo.demo_model import LICENSE_ID, demo_model_path
 from mesh.layers import LayerRange
 from mesh.model.logprobs import TokenLogprobs
 from mesh.publishing import pack_release
-from mesh.weights.release import Release
-from mesh.weights.signing import PrivateKey, TrustRoot
+from mesh.weights.releases.release import Release
+from mesh.weights.trust.signing import PrivateKey, TrustRoot
 
 PACE_SECONDS = 0.02  # 50 tokens per second, as a good mesh gives
 ROUTE = Route((RouteStage("id", "node", "127.0.0.1", 1, LayerRange(0, 30), 1),))
@@ -154,7 +154,7 @@ async def _read_streams(url: str, model: str, streams: int, tokens: int) -> dict
 def _served(scratch: Path) -> tuple[ServedModel, PacedPipeline]:
     from mesh.model.chat_template import ChatTemplate
     from mesh.model.tokenizer import Tokenizer
-    from mesh.weights.shard import read_shard
+    from mesh.weights.shards.shard import read_shard
 
     key = PrivateKey.generate()
     pack_release(demo_model_path(), scratch / "release", LICENSE_ID, None, key)

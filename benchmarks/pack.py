@@ -28,9 +28,9 @@ from typing import Any
 
 from mesh.publishing import pack_release
 from mesh.sizes import format_size
-from mesh.weights.checkpoint import file_chunks
-from mesh.weights.shard_check import usable_cores
-from mesh.weights.signing import PrivateKey
+from mesh.weights.checkpoints.checkpoint import file_chunks
+from mesh.weights.shards.shard_check import usable_cores
+from mesh.weights.trust.signing import PrivateKey
 from tests.support.big_checkpoints import BigShape, write_big_hf, write_big_meta
 
 SPEED_SHAPE = BigShape(hidden_size=2048, intermediate_size=8192, num_layers=8, vocab_size=32000)

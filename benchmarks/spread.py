@@ -25,7 +25,7 @@ import libtorrent as lt
 from mesh.swarm.fetching import fetch, seed
 from mesh.swarm.session import SwarmSession, SwarmSettings
 from mesh.swarm.settings import open_libtorrent
-from mesh.weights.manifest import Manifest
+from mesh.weights.trust.manifest import Manifest
 from tests.support.synthetic_release import SyntheticRelease, write_release
 
 MIB = 1 << 20

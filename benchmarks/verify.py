@@ -23,9 +23,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mesh.weights.manifest import ShardRef
-from mesh.weights.merkle import RootHasher
-from mesh.weights.shard_check import check_shards, usable_cores
+from mesh.weights.shards.merkle import RootHasher
+from mesh.weights.shards.shard_check import check_shards, usable_cores
+from mesh.weights.trust.manifest import ShardRef
 
 Shards = Sequence[tuple[Path, ShardRef]]
 MIB = 1024 * 1024

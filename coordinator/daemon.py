@@ -32,9 +32,9 @@ from mesh.errors import MeshError
 from mesh.locking import locked_directory
 from mesh.stopping import run_until_signal
 from mesh.token import JoinToken
-from mesh.weights.catalog.placing import find_place
-from mesh.weights.keyring import signing_keys, trusted_keys
-from mesh.weights.signing import TrustRoot
+from mesh.weights.trust.catalog.placing import find_place
+from mesh.weights.trust.keyring import signing_keys, trusted_keys
+from mesh.weights.trust.signing import TrustRoot
 from mesh.wire.channel import format_endpoint
 
 logger = logging.getLogger(__name__)

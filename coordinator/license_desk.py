@@ -7,8 +7,8 @@ import logging
 from coordinator.state import StateStore
 from mesh.clock import Clock
 from mesh.errors import IntegrityError, LicenseRefused
-from mesh.weights.acceptance import open_acceptance
-from mesh.weights.manifest import Manifest
+from mesh.weights.trust.acceptance import open_acceptance
+from mesh.weights.trust.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 

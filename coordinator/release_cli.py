@@ -45,7 +45,7 @@ def add(
     from coordinator.state import ReleaseRecord, open_state
     from coordinator.verified_release import verify
     from mesh.clock import SystemClock
-    from mesh.weights.keyring import trusted_keys
+    from mesh.weights.trust.keyring import trusted_keys
 
     manifest = verify(directory, trusted_keys(trust)).release.manifest
     record = ReleaseRecord(

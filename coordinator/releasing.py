@@ -19,9 +19,9 @@ from coordinator.state import ReleaseRecord, StateStore
 from coordinator.verified_release import host, verify
 from mesh.clock import Clock
 from mesh.errors import MeshError, UsageError
-from mesh.weights.manifest import Manifest, ShardRef
-from mesh.weights.revocation import ReleaseRevoked, RevocationsStale
-from mesh.weights.signing import TrustRoot
+from mesh.weights.trust.manifest import Manifest, ShardRef
+from mesh.weights.trust.revocation import ReleaseRevoked, RevocationsStale
+from mesh.weights.trust.signing import TrustRoot
 
 logger = logging.getLogger(__name__)
 

@@ -15,13 +15,13 @@ from pathlib import Path
 
 from mesh.clock import Clock
 from mesh.errors import IntegrityError, MeshError, NotFound
-from mesh.weights.catalog.client import CatalogClient, CatalogRelease, CatalogView
-from mesh.weights.catalog.names import ONLINE_ROLES, TAKEDOWN
-from mesh.weights.catalog.repository import Catalog
-from mesh.weights.catalog.sources import directory_source
-from mesh.weights.manifest import Manifest, ShardRef
-from mesh.weights.revocation import RevocationList, RevocationsStale
-from mesh.weights.signing import PrivateKey, TrustRoot
+from mesh.weights.trust.catalog.client import CatalogClient, CatalogRelease, CatalogView
+from mesh.weights.trust.catalog.names import ONLINE_ROLES, TAKEDOWN
+from mesh.weights.trust.catalog.repository import Catalog
+from mesh.weights.trust.catalog.sources import directory_source
+from mesh.weights.trust.manifest import Manifest, ShardRef
+from mesh.weights.trust.revocation import RevocationList, RevocationsStale
+from mesh.weights.trust.signing import PrivateKey, TrustRoot
 
 logger = logging.getLogger(__name__)
 

@@ -31,8 +31,8 @@ from mesh.architecture import LlamaConfig
 from mesh.clock import Clock
 from mesh.errors import MeshError, NotFound, Temporary, UsageError
 from mesh.layers import LayerRange
-from mesh.weights.license_text import LicenseTexts
-from mesh.weights.manifest import Manifest
+from mesh.weights.trust.license_text import LicenseTexts
+from mesh.weights.trust.manifest import Manifest
 from mesh.wire import common_pb2, coordinator_pb2, coordinator_pb2_grpc
 from mesh.wire.channel import parse_endpoint
 from mesh.wire.protocol import VERSION

@@ -14,7 +14,7 @@ from coordinator.token_pipeline import TokenPipeline
 from mesh.layers import LayerRange
 from mesh.model.chat_template import ChatTemplate
 from mesh.model.tokenizer import Tokenizer
-from mesh.weights.manifest import Manifest
+from mesh.weights.trust.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)

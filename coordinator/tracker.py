@@ -26,7 +26,7 @@ from mesh.swarm.tracker_messages import (
     write_peers,
     write_refusal,
 )
-from mesh.weights.signing import peek_manifest
+from mesh.weights.trust.signing import peek_manifest
 
 logger = logging.getLogger(__name__)
 

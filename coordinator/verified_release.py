@@ -24,10 +24,10 @@ from mesh.model.chat_template import ChatTemplate
 from mesh.model.tokenizer import Tokenizer
 from mesh.swarm.metainfo import check_torrent
 from mesh.swarm.twins import check_twin_torrent, readable_encoding
-from mesh.weights.license_text import MAX_TEXTS_BYTES, LicenseTexts
-from mesh.weights.release import Release
-from mesh.weights.shard import Shard, read_shard
-from mesh.weights.signing import PublicKey, TrustRoot, signer_of
+from mesh.weights.releases.release import Release
+from mesh.weights.shards.shard import Shard, read_shard
+from mesh.weights.trust.license_text import MAX_TEXTS_BYTES, LicenseTexts
+from mesh.weights.trust.signing import PublicKey, TrustRoot, signer_of
 from mesh.wire.channel import MAX_MESSAGE_BYTES
 
 _OFFER_ROOM_BYTES = 1024 * 1024 + MAX_TEXTS_BYTES  # of a message, for everything but manifest and torrents

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mesh.weights.manifest import Manifest, ShardRef
-from mesh.weights.signing import TrustRoot
+from mesh.weights.trust.manifest import Manifest, ShardRef
+from mesh.weights.trust.signing import TrustRoot
 
 # May these shards of a release no longer be used? Raises a MeshError if so; returns what a reader is told.
 RevocationCheck = Callable[[Manifest, Sequence[ShardRef]], str]

@@ -2,8 +2,8 @@
 
 The coordinator is believed in nothing but where to ask: the manifest is verified with the operator's own trust, a node's
 proof is signed by its own key, and so is the record of its accepting the licence. The report carries each challenge,
-signature and record, so that whoever is given it can check it again without us (``mesh/weights/proof.py`` and
-``mesh/weights/acceptance.py`` say over which bytes).
+signature and record, so that whoever is given it can check it again without us (``mesh/weights/shards/proof.py`` and
+``mesh/weights/trust/acceptance.py`` say over which bytes).
 
 Knows the Fleet and Proof calls and the report. Knows nothing of command lines.
 """
@@ -25,9 +25,7 @@ from mesh.belief import Belief, Believer
 from mesh.clock import Clock
 from mesh.errors import IntegrityError, LicenseRefused, MeshError, Temporary, Unreachable
 from mesh.layers import LayerRange
-from mesh.weights.acceptance import MAX_ACCEPTANCE_BYTES, LicenseAcceptance, open_acceptance
-from mesh.weights.manifest import Manifest, ShardRef
-from mesh.weights.proof import (
+from mesh.weights.shards.proof import (
     MAX_LEAVES,
     NONCE_BYTES,
     Answer,
@@ -38,7 +36,9 @@ from mesh.weights.proof import (
     check_answer,
     num_blocks,
 )
-from mesh.weights.signing import PrivateKey, open_manifest
+from mesh.weights.trust.acceptance import MAX_ACCEPTANCE_BYTES, LicenseAcceptance, open_acceptance
+from mesh.weights.trust.manifest import Manifest, ShardRef
+from mesh.weights.trust.signing import PrivateKey, open_manifest
 from mesh.wire import coordinator_pb2, coordinator_pb2_grpc, proof_pb2, proof_pb2_grpc
 from mesh.wire.channel import format_endpoint, open_channel
 from mesh.wire.protocol import VERSION

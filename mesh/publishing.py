@@ -26,14 +26,22 @@ from mesh.errors import ManifestInvalid, NotEnoughDisk, NotFound, UsageError
 from mesh.sizes import format_size
 from mesh.swarm import metainfo
 from mesh.swarm.twins import encoding_of, twin_torrent
-from mesh.weights import contents
-from mesh.weights.checkpoint import open_checkpoint
-from mesh.weights.contents import Content
+from mesh.weights.checkpoints.checkpoint import open_checkpoint
+from mesh.weights.checkpoints.quantize import quantized
+from mesh.weights.checkpoints.small_files import Terms
+from mesh.weights.checkpoints.source_digest import METHOD, files_digest, model_digest
 from mesh.weights.disk import naming_full_disk
-from mesh.weights.encoding import twin_file
-from mesh.weights.file_tree import open_files
-from mesh.weights.license_text import resolve_license
-from mesh.weights.manifest import (
+from mesh.weights.releases.file_tree import open_files
+from mesh.weights.releases.release import MANIFEST_FILE, TEXT_FILES, TORRENT_FILE, TWIN_TORRENT_FILE
+from mesh.weights.releases.unfinished import Wish, unfinished
+from mesh.weights.shards import contents
+from mesh.weights.shards.contents import Content
+from mesh.weights.shards.encoding import twin_file
+from mesh.weights.shards.shard import PIECE_LENGTH, FileRange, WrittenShard, data_root
+from mesh.weights.shards.shard_writing import Counter, Progress, num_threads, on_all_cores, write_all
+from mesh.weights.shards.v1_pieces import V1PieceHasher
+from mesh.weights.trust.license_text import resolve_license
+from mesh.weights.trust.manifest import (
     EMPTY_ROOT,
     MAX_MANIFEST_BYTES,
     EncodedShard,
@@ -43,15 +51,7 @@ from mesh.weights.manifest import (
     ShardRef,
     TorrentRef,
 )
-from mesh.weights.quantize import quantized
-from mesh.weights.release import MANIFEST_FILE, TEXT_FILES, TORRENT_FILE, TWIN_TORRENT_FILE
-from mesh.weights.shard import PIECE_LENGTH, FileRange, WrittenShard, data_root
-from mesh.weights.shard_writing import Counter, Progress, num_threads, on_all_cores, write_all
-from mesh.weights.signing import PrivateKey, sign_manifest
-from mesh.weights.small_files import Terms
-from mesh.weights.source_digest import METHOD, files_digest, model_digest
-from mesh.weights.unfinished import Wish, unfinished
-from mesh.weights.v1_pieces import V1PieceHasher
+from mesh.weights.trust.signing import PrivateKey, sign_manifest
 
 Kind = Literal["model", "files"]
 

@@ -37,14 +37,14 @@ from pathlib import Path
 from mesh.belief import RevocationCheck
 from mesh.errors import IntegrityError, LicenseRefused, MeshError, NotFound, ShardCorrupt
 from mesh.swarm.metainfo import check_torrent
-from mesh.weights.layout import tensor_shapes
-from mesh.weights.manifest import Manifest, ShardRef
-from mesh.weights.release import Release
-from mesh.weights.shard import Shard, read_shard
-from mesh.weights.shard_check import CheckedShard, Scan, check_shards
-from mesh.weights.signing import TrustRoot, signer_of
-from mesh.weights.tensor_file import ShardHeader
-from mesh.weights.tensor_types import WEIGHT_TYPES
+from mesh.weights.checkpoints.layout import tensor_shapes
+from mesh.weights.releases.release import Release
+from mesh.weights.shards.shard import Shard, read_shard
+from mesh.weights.shards.shard_check import CheckedShard, Scan, check_shards
+from mesh.weights.shards.tensor_file import ShardHeader
+from mesh.weights.shards.tensor_types import WEIGHT_TYPES
+from mesh.weights.trust.manifest import Manifest, ShardRef
+from mesh.weights.trust.signing import TrustRoot, signer_of
 
 # In aux, and the field of the manifest that says what it is
 LICENSE_FILES = (("LICENSE", "text_digest"), ("NOTICE", "notice_digest"), ("USE_POLICY", "policy_digest"))
@@ -169,7 +169,7 @@ def _check_all_shards(
 
     scan: Scan | None = None
     if deep:
-        from mesh.weights.tensor_scan import find_infinite  # numpy, which nothing else here needs
+        from mesh.weights.shards.tensor_scan import find_infinite  # numpy, which nothing else here needs
 
         scan = find_infinite
     weights = [(release.shard_path(ref), ref) for ref in held if ref.role != "aux"]
@@ -293,7 +293,7 @@ def _twins_step(release: Release, deep: bool, progress: Callable[[int, int], Non
     if release.twin_torrent is None:
         return (Step("twins", Outcome.NOT_CHECKED, "the encoded shards are not here"),)
     from mesh.swarm.twins import check_twin_torrent, readable_encoding  # numpy again
-    from mesh.weights.twin_check import verify_twins
+    from mesh.weights.shards.twin_check import verify_twins
 
     encoding = readable_encoding(release.manifest)
     if encoding is None:

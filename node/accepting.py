@@ -15,10 +15,10 @@ from mesh.model.memory import StagePlan, plan_stage
 from mesh.sizes import format_size
 from mesh.swarm.metainfo import check_torrent
 from mesh.swarm.twins import check_twin_torrent, readable_encoding
-from mesh.weights.acceptance import Terms, terms
-from mesh.weights.license_text import LicenseTexts
-from mesh.weights.manifest import Manifest, ShardRef
-from mesh.weights.signing import TrustRoot, open_manifest
+from mesh.weights.trust.acceptance import Terms, terms
+from mesh.weights.trust.license_text import LicenseTexts
+from mesh.weights.trust.manifest import Manifest, ShardRef
+from mesh.weights.trust.signing import TrustRoot, open_manifest
 
 
 class LicenseNotAccepted(LicenseRefused):

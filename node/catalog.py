@@ -20,9 +20,9 @@ from dataclasses import replace
 
 from mesh.clock import Clock
 from mesh.errors import CatalogExpired, IntegrityError, MeshError, NotFound
-from mesh.weights.catalog.client import CatalogClient, CatalogRelease, CatalogView
-from mesh.weights.manifest import Manifest, ShardRef
-from mesh.weights.revocation import ReleaseRevoked, RevocationList
+from mesh.weights.trust.catalog.client import CatalogClient, CatalogRelease, CatalogView
+from mesh.weights.trust.manifest import Manifest, ShardRef
+from mesh.weights.trust.revocation import ReleaseRevoked, RevocationList
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import grpc.aio
 from mesh import __version__
 from mesh.errors import Unreachable
 from mesh.layers import LayerRange
-from mesh.weights.license_text import LicenseTexts
+from mesh.weights.trust.license_text import LicenseTexts
 from mesh.wire import common_pb2, coordinator_pb2, coordinator_pb2_grpc
 from mesh.wire.protocol import VERSION
 from mesh.wire.status import error_from

@@ -12,10 +12,10 @@ from mesh.locking import locked_directory
 from mesh.model.engines import choose_engine
 from mesh.stopping import run_until_signal
 from mesh.swarm.session import SwarmSession, SwarmSettings
-from mesh.weights import identity
-from mesh.weights.acceptance_book import AcceptanceBook
-from mesh.weights.holdings import Holdings
-from mesh.weights.store import ShardStore
+from mesh.weights.releases.holdings import Holdings
+from mesh.weights.releases.store import ShardStore
+from mesh.weights.trust import identity
+from mesh.weights.trust.acceptance_book import AcceptanceBook
 from mesh.wire.channel import listening_socket, open_channel, require_loopback
 from node.capacity import resolve_device
 from node.config import NodeConfig

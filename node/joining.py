@@ -30,12 +30,12 @@ from mesh.swarm.fetching import FetchProgress, FetchReport
 from mesh.swarm.metainfo import piece_layers
 from mesh.swarm.session import SwarmSession
 from mesh.swarm.twin_fetching import ReleaseTorrents, fetch_release
-from mesh.weights.acceptance_book import AcceptanceBook
-from mesh.weights.holdings import Holdings
-from mesh.weights.keyring import read_trust
-from mesh.weights.manifest import Manifest, ShardRef
-from mesh.weights.revocation import ReleaseRevoked
-from mesh.weights.signing import PrivateKey, TrustRoot
+from mesh.weights.releases.holdings import Holdings
+from mesh.weights.trust.acceptance_book import AcceptanceBook
+from mesh.weights.trust.keyring import read_trust
+from mesh.weights.trust.manifest import Manifest, ShardRef
+from mesh.weights.trust.revocation import ReleaseRevoked
+from mesh.weights.trust.signing import PrivateKey, TrustRoot
 from mesh.wire import coordinator_pb2, proof_pb2_grpc, stage_pb2_grpc
 from mesh.wire.channel import bind_server, format_endpoint, server_options
 from mesh.wire.tensors import StageContract

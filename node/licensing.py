@@ -10,8 +10,8 @@ import sys
 
 from mesh.cli.asking import ask
 from mesh.clock import Clock
-from mesh.weights.acceptance_book import AcceptanceBook
-from mesh.weights.signing import PrivateKey
+from mesh.weights.trust.acceptance_book import AcceptanceBook
+from mesh.weights.trust.signing import PrivateKey
 from node.accepting import LicenseNotAccepted
 from node.config import NodeConfig
 from node.reporting import Reporter

@@ -9,8 +9,8 @@ import asyncio
 import logging
 
 from mesh.swarm.session import SwarmSession
-from mesh.weights.holdings import Holdings
-from mesh.weights.revocation import ReleaseRevoked
+from mesh.weights.releases.holdings import Holdings
+from mesh.weights.trust.revocation import ReleaseRevoked
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,8 @@ import grpc.aio
 
 from mesh.clock import Clock
 from mesh.errors import MeshError, NotFound, Temporary, UsageError
-from mesh.weights.manifest import Manifest, ShardRef
-from mesh.weights.merkle import BLOCK_BYTES, HASH_BYTES, leaves_of, levels_above, proof_of
-from mesh.weights.proof import (
+from mesh.weights.shards.merkle import BLOCK_BYTES, HASH_BYTES, leaves_of, levels_above, proof_of
+from mesh.weights.shards.proof import (
     LOST,
     MAX_LEAVES,
     NONCE_BYTES,
@@ -30,8 +29,9 @@ from mesh.weights.proof import (
     num_blocks,
     sign_answer,
 )
-from mesh.weights.shard_check import open_plain
-from mesh.weights.signing import PrivateKey
+from mesh.weights.shards.shard_check import open_plain
+from mesh.weights.trust.manifest import Manifest, ShardRef
+from mesh.weights.trust.signing import PrivateKey
 from mesh.wire import proof_pb2, proof_pb2_grpc
 from mesh.wire.protocol import VERSION
 from mesh.wire.status import status_of

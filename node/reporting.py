@@ -11,7 +11,7 @@ from rich.console import Console
 from mesh.cli.transfers import ProgressEvents, TransferView
 from mesh.sizes import format_size
 from mesh.swarm.fetching import FetchProgress, FetchReport
-from mesh.weights.license_text import LicenseTexts
+from mesh.weights.trust.license_text import LicenseTexts
 from node.accepting import AcceptedOffer
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from mesh.clock import Clock, SystemClock
 from mesh.errors import IntegrityError
-from mesh.weights.catalog.client import CatalogClient
-from mesh.weights.catalog.names import is_catalog_root
-from mesh.weights.catalog.sources import Source
-from mesh.weights.signing import TrustRoot
+from mesh.weights.trust.catalog.client import CatalogClient
+from mesh.weights.trust.catalog.names import is_catalog_root
+from mesh.weights.trust.catalog.sources import Source
+from mesh.weights.trust.signing import TrustRoot
 from node.accepting import OfferedBytes
 from node.catalog import NodeCatalog
 from node.coordinator_client import CoordinatorClient

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from coordinator.state.audit import audit_row
 from coordinator.state.database import translated
 from coordinator.state.models import LicenseAcceptanceRow
-from mesh.weights.acceptance import LicenseAcceptance, open_acceptance
+from mesh.weights.trust.acceptance import LicenseAcceptance, open_acceptance
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,10 @@ import typer
 if TYPE_CHECKING:
     from mesh.belief import Belief, Believer, RevocationCheck
     from mesh.token import JoinToken
-    from mesh.weights.catalog.client import CatalogRelease, CatalogView
-    from mesh.weights.catalog.sources import Source
-    from mesh.weights.manifest import Manifest, ShardRef
-    from mesh.weights.signing import TrustRoot
+    from mesh.weights.trust.catalog.client import CatalogRelease, CatalogView
+    from mesh.weights.trust.catalog.sources import Source
+    from mesh.weights.trust.manifest import Manifest, ShardRef
+    from mesh.weights.trust.signing import TrustRoot
 
 CatalogOption = Annotated[
     str | None,
@@ -38,7 +38,7 @@ _CONNECT_SECONDS = 10.0
 def believer(trust_file: Path | None, catalog: str | None, token: str | None = None) -> Believer:
     """What is believed of a manifest in an envelope. Raises NotFound, UsageError, CatalogRefused and kin."""
     from mesh.belief import Belief
-    from mesh.weights.keyring import trusted_keys
+    from mesh.weights.trust.keyring import trusted_keys
 
     if catalog is None:
         known = Belief(trusted_keys(trust_file))  # a list of keys, which has neither expiry nor revocation
@@ -50,8 +50,8 @@ def believer(trust_file: Path | None, catalog: str | None, token: str | None = N
 def catalog_root(trust_file: Path | None) -> bytes:
     """What --trust names beside --catalog. Raises UsageError for anything but a catalog's root."""
     from mesh.errors import UsageError
-    from mesh.weights.catalog.names import is_catalog_root
-    from mesh.weights.keyring import read_trust
+    from mesh.weights.trust.catalog.names import is_catalog_root
+    from mesh.weights.trust.keyring import read_trust
 
     root = read_trust(trust_file) if trust_file is not None else None
     if root is None or not is_catalog_root(root):
@@ -64,7 +64,7 @@ def catalog_root(trust_file: Path | None) -> bytes:
 def believed_keys(release: Path, trust_file: Path | None, catalog: str | None) -> TrustRoot:
     """The keys one of which must have signed ``release``, a directory or a manifest's envelope."""
     from mesh.errors import NotFound
-    from mesh.weights.release import MANIFEST_FILE, read_envelope
+    from mesh.weights.releases.release import MANIFEST_FILE, read_envelope
 
     believe = believer(trust_file, catalog)
     envelope = read_envelope(release / MANIFEST_FILE if release.is_dir() else release)
@@ -84,8 +84,8 @@ def believe_token(token: JoinToken, target: str, trust_root: bytes, envelope: by
     """
     from mesh.belief import Belief
     from mesh.errors import IntegrityError
-    from mesh.weights.catalog.names import is_catalog_root
-    from mesh.weights.signing import TrustRoot
+    from mesh.weights.trust.catalog.names import is_catalog_root
+    from mesh.weights.trust.signing import TrustRoot
 
     if hashlib.sha256(trust_root).digest() != token.trust_digest:
         raise IntegrityError(
@@ -99,7 +99,7 @@ def believe_token(token: JoinToken, target: str, trust_root: bytes, envelope: by
 def open_catalog(root: bytes, where: str, token: str | None = None) -> CatalogView:
     """The catalog's state of now; what was seen last is remembered in the user's data directory."""
     from mesh.dirs import data_dir
-    from mesh.weights.catalog.client import CatalogClient
+    from mesh.weights.trust.catalog.client import CatalogClient
 
     return CatalogClient(data_dir() / "catalogs", root, open_source(where, token)).refresh()
 
@@ -107,7 +107,7 @@ def open_catalog(root: bytes, where: str, token: str | None = None) -> CatalogVi
 def open_source(where: str, token: str | None = None) -> Source:
     """A directory, whatever web server has its files, or a coordinator that serves it."""
     from mesh.errors import NotFound
-    from mesh.weights.catalog.sources import directory_source
+    from mesh.weights.trust.catalog.sources import directory_source
 
     if where.startswith(("https://", "http://")):
         return _web_source(where.rstrip("/"))
@@ -123,7 +123,7 @@ def _listed(view: CatalogView, envelope: bytes) -> Belief:
     """Raises NotFound for what the catalog does not list today."""
     from mesh.belief import Belief
     from mesh.errors import NotFound, UnknownKey
-    from mesh.weights.signing import peek_manifest
+    from mesh.weights.trust.signing import peek_manifest
 
     try:
         release = view.find(envelope)
@@ -145,7 +145,7 @@ def _listed(view: CatalogView, envelope: bytes) -> Belief:
 
 def _revocation_check(view: CatalogView, listed: CatalogRelease) -> RevocationCheck:
     from mesh.errors import CatalogExpired
-    from mesh.weights.revocation import RevocationsStale
+    from mesh.weights.trust.revocation import RevocationsStale
 
     def check(manifest: Manifest, shards: Sequence[ShardRef]) -> str:
         try:

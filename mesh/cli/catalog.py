@@ -10,8 +10,8 @@ import typer
 from mesh.cli.catalog_output import tell_outcome, tell_status
 
 if TYPE_CHECKING:
-    from mesh.weights.catalog.repository import Catalog
-    from mesh.weights.signing import PrivateKey
+    from mesh.weights.trust.catalog.repository import Catalog
+    from mesh.weights.trust.signing import PrivateKey
 
 catalog = typer.Typer(
     help="Keep a catalog of releases: who may publish, what is current, whose keys count.",
@@ -60,9 +60,9 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Make a catalog. Root and targets keys belong on machines, or sticks, that are not online."""
-    from mesh.weights.catalog.plan import CatalogPlan, RoleKeys
-    from mesh.weights.catalog.repository import Catalog
-    from mesh.weights.keyring import find_public_key, online_signing_key
+    from mesh.weights.trust.catalog.plan import CatalogPlan, RoleKeys
+    from mesh.weights.trust.catalog.repository import Catalog
+    from mesh.weights.trust.keyring import find_public_key, online_signing_key
 
     online = online_signing_key(online_key)
     root = tuple(find_public_key(name) for name in root_key)
@@ -87,8 +87,8 @@ def publisher_add(
     as_json: Json = False,
 ) -> None:
     """Let a publisher sign manifests under models/ID/, and nowhere else."""
-    from mesh.weights.catalog.plan import RoleKeys
-    from mesh.weights.keyring import find_public_key
+    from mesh.weights.trust.catalog.plan import RoleKeys
+    from mesh.weights.trust.keyring import find_public_key
 
     keys = RoleKeys(tuple(find_public_key(name) for name in publisher_key), threshold)
     changed = _open(directory)
@@ -116,8 +116,8 @@ def add(
     as_json: Json = False,
 ) -> None:
     """Publish a release's signed manifest; one of the same name takes the place of the one before."""
-    from mesh.weights.catalog.placing import remember_place
-    from mesh.weights.signing import open_manifest
+    from mesh.weights.trust.catalog.placing import remember_place
+    from mesh.weights.trust.signing import open_manifest
 
     changed, envelope = _open(directory), _envelope(release)
     outcome = changed.add_release(publisher_id, envelope, _signers(key))
@@ -157,8 +157,8 @@ def resign(
     as_json: Json = False,
 ) -> None:
     """Sign a release's manifest with another key. Its bytes, and so its release id, stay what they are."""
-    from mesh.weights.catalog.resigning import resign_release
-    from mesh.weights.keyring import find_key, trusted_keys
+    from mesh.weights.trust.catalog.resigning import resign_release
+    from mesh.weights.trust.keyring import find_key, trusted_keys
 
     changed, signer = _open(directory), find_key(manifest_key)
     outcome = resign_release(
@@ -183,7 +183,7 @@ def rotate(
 ) -> None:
     """Change whose keys count for a role. A new root needs signatures of the old keys and of the new ones."""
     from mesh.errors import UsageError
-    from mesh.weights.keyring import find_public_key
+    from mesh.weights.trust.keyring import find_public_key
 
     if not add and not remove and threshold is None:
         raise UsageError("nothing to rotate: give --add, --remove or --threshold")
@@ -236,7 +236,7 @@ def renew(
 def refresh(directory: Directory, key: Keys = None, as_json: Json = False) -> None:
     """Sign snapshot and timestamp anew, as a running coordinator does by itself."""
     from mesh.errors import NotFound
-    from mesh.weights.catalog.plan import Outcome
+    from mesh.weights.trust.catalog.plan import Outcome
 
     changed = _open(directory)
     if changed.refresh(_signers(key)) is None:
@@ -251,18 +251,18 @@ def show(directory: Directory, as_json: Json = False) -> None:
 
 
 def _open(directory: Path) -> Catalog:
-    from mesh.weights.catalog.repository import Catalog
+    from mesh.weights.trust.catalog.repository import Catalog
 
     return Catalog.open(directory)
 
 
 def _signers(names: list[str] | None) -> list[PrivateKey]:
-    from mesh.weights.keyring import signing_keys
+    from mesh.weights.trust.keyring import signing_keys
 
     return list(signing_keys(names or ()))
 
 
 def _envelope(release: Path) -> bytes:
-    from mesh.weights.release import MANIFEST_FILE, read_envelope
+    from mesh.weights.releases.release import MANIFEST_FILE, read_envelope
 
     return read_envelope(release / MANIFEST_FILE)

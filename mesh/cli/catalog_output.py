@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from mesh.weights.catalog.plan import CatalogStatus, Missing, Outcome, RoleStatus
-    from mesh.weights.catalog.repository import Catalog
+    from mesh.weights.trust.catalog.plan import CatalogStatus, Missing, Outcome, RoleStatus
+    from mesh.weights.trust.catalog.repository import Catalog
 
 OUTCOME_SCHEMA = "mesh.catalog.change/1"
 STATUS_SCHEMA = "mesh.catalog/1"

@@ -22,7 +22,7 @@ def digest(
 
     from mesh.cli.progress import byte_progress
     from mesh.publishing import digest_of_source
-    from mesh.weights.source_digest import METHOD
+    from mesh.weights.checkpoints.source_digest import METHOD
 
     with byte_progress("hashing") as progress:
         found = digest_of_source(source, kind.value, progress)

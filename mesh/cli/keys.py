@@ -26,8 +26,8 @@ def new(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Make a key pair. NAME.key stays with you; NAME.pub is what others trust."""
-    from mesh.weights.keyring import new_key
-    from mesh.weights.signing import PrivateKey
+    from mesh.weights.trust.keyring import new_key
+    from mesh.weights.trust.signing import PrivateKey
 
     private, public = new_key(name, out)
     key_id = PrivateKey.load(private).public.key_id
@@ -45,7 +45,7 @@ def list_(
 ) -> None:
     """List the public keys in your key directory: those are trusted by default."""
     from mesh.dirs import keys_dir
-    from mesh.weights.keyring import public_keys
+    from mesh.weights.trust.keyring import public_keys
 
     found = [
         {"name": path.stem, "key_id": key_id, "can_sign": path.with_suffix(".key").is_file()}

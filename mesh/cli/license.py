@@ -87,9 +87,9 @@ def accept(
 
     from mesh.cli.license_source import find_terms
     from mesh.errors import LicenseRefused
-    from mesh.weights import identity
-    from mesh.weights.acceptance import open_acceptance
-    from mesh.weights.acceptance_book import AcceptanceBook
+    from mesh.weights.trust import identity
+    from mesh.weights.trust.acceptance import open_acceptance
+    from mesh.weights.trust.acceptance_book import AcceptanceBook
 
     found = find_terms(path, coordinator, token, trust, release)
     wanted = found.manifest.license
@@ -118,7 +118,7 @@ def accept(
 @license.command("list")
 def list_(data: Data = None, as_json: Json = False) -> None:
     """List what this node has accepted. An operator lists all nodes' records with: mesh-coordinator licenses."""
-    from mesh.weights.acceptance_book import AcceptanceBook
+    from mesh.weights.trust.acceptance_book import AcceptanceBook
 
     directory = _node_data(data)
     records = AcceptanceBook(directory).records()

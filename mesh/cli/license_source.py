@@ -15,12 +15,12 @@ import grpc.aio
 from mesh.cli.believing import believe_token
 from mesh.errors import UsageError
 from mesh.token import JoinToken
-from mesh.weights.keyring import trusted_keys
-from mesh.weights.license_text import LicenseTexts
-from mesh.weights.manifest import Manifest
-from mesh.weights.release import Release
-from mesh.weights.shard import read_shard
-from mesh.weights.signing import TrustRoot, open_manifest
+from mesh.weights.releases.release import Release
+from mesh.weights.shards.shard import read_shard
+from mesh.weights.trust.keyring import trusted_keys
+from mesh.weights.trust.license_text import LicenseTexts
+from mesh.weights.trust.manifest import Manifest
+from mesh.weights.trust.signing import TrustRoot, open_manifest
 from mesh.wire import coordinator_pb2, coordinator_pb2_grpc
 from mesh.wire.channel import format_endpoint, open_channel, parse_endpoint
 from mesh.wire.protocol import VERSION

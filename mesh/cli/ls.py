@@ -11,7 +11,7 @@ import typer
 from mesh.cli.stores import JsonOption, StoreOption
 
 if TYPE_CHECKING:
-    from mesh.weights.holdings import HeldRelease
+    from mesh.weights.releases.holdings import HeldRelease
 
 SCHEMA = "mesh.ls/1"
 

@@ -11,7 +11,7 @@ import typer
 from mesh.cli.swarm_options import WebSeedOption
 
 if TYPE_CHECKING:
-    from mesh.weights.manifest import Manifest
+    from mesh.weights.trust.manifest import Manifest
 
 SCHEMA = "mesh.pack/1"
 
@@ -102,9 +102,9 @@ def pack(
     from mesh.sizes import format_size
     from mesh.swarm.addresses import web_seed_url
     from mesh.swarm.companion import magnet_of_release
-    from mesh.weights.keyring import find_key
-    from mesh.weights.release import Release
-    from mesh.weights.signing import TrustRoot
+    from mesh.weights.releases.release import Release
+    from mesh.weights.trust.keyring import find_key
+    from mesh.weights.trust.signing import TrustRoot
 
     if kind is Kind.files and (quantize is not None or encode is not None):
         raise UsageError("--as files publishes files unchanged; --quantize and --encode are for models")

@@ -24,7 +24,7 @@ def publish(
     **options: Any,
 ) -> int | None:
     """Turn a checkpoint into a signed release, list it in a catalog, and offer it to the swarm until Ctrl-C."""
-    from mesh.weights.catalog.repository import Catalog
+    from mesh.weights.trust.catalog.repository import Catalog
 
     as_json, out = bool(options["as_json"]), options["out"]
     Catalog.open(catalog).publisher_trust(publisher_id)  # before hours of packing, not after

@@ -12,9 +12,9 @@ from mesh.pulling.finding import Found
 from mesh.pulling.source import Coordinator, Directory, Listed, Source, Web
 from mesh.swarm.magnet import format_peer, parse_peer
 from mesh.token import JoinToken
-from mesh.weights.catalog.names import is_catalog_root
-from mesh.weights.catalog.placing import find_place
-from mesh.weights.keyring import read_trust
+from mesh.weights.trust.catalog.names import is_catalog_root
+from mesh.weights.trust.catalog.placing import find_place
+from mesh.weights.trust.keyring import read_trust
 
 
 @dataclass(frozen=True, slots=True)

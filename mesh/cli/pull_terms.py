@@ -13,11 +13,11 @@ import typer
 from mesh.cli.asking import ask
 from mesh.dirs import data_dir
 from mesh.errors import IntegrityError, LicenseRefused
-from mesh.weights import identity
-from mesh.weights.acceptance import terms
-from mesh.weights.acceptance_book import AcceptanceBook
-from mesh.weights.license_text import LicenseTexts
-from mesh.weights.manifest import Manifest
+from mesh.weights.trust import identity
+from mesh.weights.trust.acceptance import terms
+from mesh.weights.trust.acceptance_book import AcceptanceBook
+from mesh.weights.trust.license_text import LicenseTexts
+from mesh.weights.trust.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,11 +37,11 @@ from mesh.swarm.session import SwarmSession
 from mesh.swarm.twin_fetching import ReleaseTorrents, fetch_release
 from mesh.token import JoinToken
 from mesh.weights.disk import naming_full_disk
-from mesh.weights.holdings import Holdings
-from mesh.weights.license_text import LicenseTexts
-from mesh.weights.manifest import ShardRef
-from mesh.weights.release import MANIFEST_FILE, TORRENT_FILE, read_envelope
-from mesh.weights.store import ShardStore
+from mesh.weights.releases.holdings import Holdings
+from mesh.weights.releases.release import MANIFEST_FILE, TORRENT_FILE, read_envelope
+from mesh.weights.releases.store import ShardStore
+from mesh.weights.trust.license_text import LicenseTexts
+from mesh.weights.trust.manifest import ShardRef
 from mesh.wire.channel import format_endpoint, is_loopback, parse_endpoint
 
 SCHEMA = "mesh.pull/1"

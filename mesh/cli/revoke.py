@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from mesh.weights.catalog.client import CatalogRelease
-    from mesh.weights.catalog.repository import Catalog
-    from mesh.weights.revocation import Kind, RevocationList
+    from mesh.weights.trust.catalog.client import CatalogRelease
+    from mesh.weights.trust.catalog.repository import Catalog
+    from mesh.weights.trust.revocation import Kind, RevocationList
 
 SCHEMA = "mesh.revoke/1"
 
@@ -49,9 +49,9 @@ def revoke(
     import time
 
     from mesh.errors import Temporary, UsageError
-    from mesh.weights.catalog.repository import Catalog
-    from mesh.weights.keyring import signing_keys
-    from mesh.weights.revocation import Kind
+    from mesh.weights.trust.catalog.repository import Catalog
+    from mesh.weights.trust.keyring import signing_keys
+    from mesh.weights.trust.revocation import Kind
 
     given = {
         Kind.RELEASE: release,
@@ -87,8 +87,8 @@ def revoke(
 def _published(catalog: Catalog) -> RevocationList | None:
     """The newest list that was signed; read from the directory, whether or not it has expired."""
     from mesh.errors import NotFound, UsageError
-    from mesh.weights.catalog.names import REVOCATIONS, TAKEDOWN
-    from mesh.weights.revocation import RevocationList
+    from mesh.weights.trust.catalog.names import REVOCATIONS, TAKEDOWN
+    from mesh.weights.trust.revocation import RevocationList
 
     if any(missing.role == TAKEDOWN for missing in catalog.status().missing):
         raise UsageError(
@@ -113,7 +113,7 @@ def _changed(
     now: float,
 ) -> RevocationList:
     from mesh.errors import ManifestInvalid, NotFound, UsageError
-    from mesh.weights.revocation import Action, Reason, Revocation, RevocationList, timestamp
+    from mesh.weights.trust.revocation import Action, Reason, Revocation, RevocationList, timestamp
 
     try:
         if lift:
@@ -136,8 +136,8 @@ def _listed(catalog: Catalog) -> list[CatalogRelease]:
     import tempfile
 
     from mesh.errors import MeshError
-    from mesh.weights.catalog.client import CatalogClient
-    from mesh.weights.catalog.sources import directory_source
+    from mesh.weights.trust.catalog.client import CatalogClient
+    from mesh.weights.trust.catalog.sources import directory_source
 
     with tempfile.TemporaryDirectory(prefix="mesh-revoke-") as scratch:
         try:

@@ -63,7 +63,7 @@ def seed(
     from mesh.errors import UsageError
     from mesh.swarm.addresses import web_seed_url
     from mesh.token import JoinToken
-    from mesh.weights.release import Release
+    from mesh.weights.releases.release import Release
     from mesh.wire.channel import format_endpoint, is_loopback, parse_endpoint
 
     release = Release.open(directory, believed_keys(directory, trust, catalog))

@@ -24,8 +24,8 @@ from mesh.swarm.session import SwarmSession, SwarmSettings
 from mesh.swarm.torrent import Peer, SwarmTorrent
 from mesh.swarm.twins import seed_twins
 from mesh.token import JoinToken
-from mesh.weights.release import Release
-from mesh.weights.revocation import RevocationsStale
+from mesh.weights.releases.release import Release
+from mesh.weights.trust.revocation import RevocationsStale
 from mesh.wire.channel import format_endpoint, is_loopback
 
 REPORT_SECONDS = 10.0

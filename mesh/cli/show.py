@@ -10,8 +10,8 @@ import typer
 from mesh.cli.believing import CatalogOption, believed_keys
 
 if TYPE_CHECKING:
-    from mesh.weights.manifest import Manifest
-    from mesh.weights.signing import TrustRoot
+    from mesh.weights.trust.manifest import Manifest
+    from mesh.weights.trust.signing import TrustRoot
 
 SCHEMA = "mesh.show/1"
 
@@ -28,8 +28,8 @@ def show(
     """Say what a release is and who signed it. Reads no weights."""
     import json
 
-    from mesh.weights.release import MANIFEST_FILE, read_envelope
-    from mesh.weights.signing import open_manifest, signer_of
+    from mesh.weights.releases.release import MANIFEST_FILE, read_envelope
+    from mesh.weights.trust.signing import open_manifest, signer_of
 
     known = believed_keys(path, trust, catalog)
     envelope = read_envelope(path / MANIFEST_FILE if path.is_dir() else path)
@@ -52,7 +52,7 @@ def show(
 
 def _magnet(path: Path, trust: TrustRoot) -> str | None:
     """The link to an open release; None for a private one, and where its .torrent is not there."""
-    from mesh.weights.release import TORRENT_FILE, Release
+    from mesh.weights.releases.release import TORRENT_FILE, Release
 
     if not path.is_dir() or not (path / TORRENT_FILE).is_file():
         return None

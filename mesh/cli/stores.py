@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from mesh.weights.holdings import Holdings
-    from mesh.weights.reclaiming import Reclaim
+    from mesh.weights.releases.holdings import Holdings
+    from mesh.weights.releases.reclaiming import Reclaim
 
 StoreOption = Annotated[
     Path | None,
@@ -28,8 +28,8 @@ def open_holdings(directory: Path | None) -> Holdings:
     from mesh.dirs import store_dir
     from mesh.errors import NotFound
     from mesh.sizes import parse_size
-    from mesh.weights.holdings import Holdings
-    from mesh.weights.store import ShardStore
+    from mesh.weights.releases.holdings import Holdings
+    from mesh.weights.releases.store import ShardStore
 
     if directory is not None and not directory.is_dir():
         raise NotFound(f"store {directory}: no such directory")

@@ -17,7 +17,7 @@ from mesh.errors import UsageError
 from mesh.fleet import FleetReport, prove_fleet
 from mesh.token import JoinToken
 from mesh.weights.disk import naming_full_disk
-from mesh.weights.keyring import find_key
+from mesh.weights.trust.keyring import find_key
 from mesh.wire.channel import format_endpoint, parse_endpoint
 
 

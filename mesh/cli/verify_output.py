@@ -8,7 +8,7 @@ import typer
 
 from mesh.sizes import format_size
 from mesh.verification import Verification
-from mesh.weights.shard_check import CheckedShard
+from mesh.weights.shards.shard_check import CheckedShard
 
 SCHEMA = "mesh.verify/2"
 

@@ -17,11 +17,11 @@ from mesh.cli.verify_output import tell, to_json
 from mesh.dirs import data_dir, store_dir
 from mesh.errors import NotFound
 from mesh.verification import verify_release
-from mesh.weights.acceptance import terms
-from mesh.weights.acceptance_book import AcceptanceBook
-from mesh.weights.manifest import Manifest
-from mesh.weights.release import MANIFEST_FILE, Release, read_envelope
-from mesh.weights.stored_release import StoredRelease
+from mesh.weights.releases.release import MANIFEST_FILE, Release, read_envelope
+from mesh.weights.releases.stored_release import StoredRelease
+from mesh.weights.trust.acceptance import terms
+from mesh.weights.trust.acceptance_book import AcceptanceBook
+from mesh.weights.trust.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)

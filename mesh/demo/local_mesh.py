@@ -13,7 +13,7 @@ from pathlib import Path
 from mesh.demo.processes import Child, Event, children, command
 from mesh.demo.splitting import Share, shares
 from mesh.layers import LayerRange
-from mesh.weights.manifest import Manifest
+from mesh.weights.trust.manifest import Manifest
 
 START_SECONDS = 120.0  # generous: a cold disk and an old laptop
 FETCH_SECONDS = 600.0

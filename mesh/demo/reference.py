@@ -12,9 +12,9 @@ from mesh.model.loader import load_stage
 from mesh.model.local import generate
 from mesh.model.sampling import SamplingParams
 from mesh.model.tokenizer import Tokenizer
-from mesh.weights.release import Release
-from mesh.weights.shard import read_shard
-from mesh.weights.signing import TrustRoot
+from mesh.weights.releases.release import Release
+from mesh.weights.shards.shard import read_shard
+from mesh.weights.trust.signing import TrustRoot
 
 
 def one_process_answer(

@@ -25,8 +25,8 @@ from mesh.errors import Unhealthy
 from mesh.publishing import pack_release
 from mesh.sizes import format_size
 from mesh.stopping import run_until_signal
-from mesh.weights.manifest import Manifest
-from mesh.weights.signing import PrivateKey, TrustRoot
+from mesh.weights.trust.manifest import Manifest
+from mesh.weights.trust.signing import PrivateKey, TrustRoot
 
 
 @dataclass(frozen=True, slots=True)

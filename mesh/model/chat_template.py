@@ -25,7 +25,7 @@ from mesh import strict_json
 from mesh.architecture import LlamaConfig
 from mesh.errors import RequestRefused, ShardCorrupt
 from mesh.model.tokenizer import Tokenizer
-from mesh.weights.shard import Shard
+from mesh.weights.shards.shard import Shard
 
 _MAX_PROMPT_CHARACTERS = 16 * 1024 * 1024  # more than any context holds
 _MAX_CONFIG_BYTES = 64 * 1024

@@ -11,8 +11,8 @@ import gguf
 import numpy as np
 import torch
 
-from mesh.weights.tensor_file import TensorInfo
-from mesh.weights.tensor_types import PLAIN_TYPES, row_bytes
+from mesh.weights.shards.tensor_file import TensorInfo
+from mesh.weights.shards.tensor_types import PLAIN_TYPES, row_bytes
 
 # Decoded at a time: 4 MiB of float32, and a few times that in the decoder's temporaries; memory.py counts them.
 _SLICE_WEIGHTS = 1 << 20

@@ -21,9 +21,9 @@ from mesh.model.engines import LoadedStage, choose_engine
 from mesh.model.llama import Stage
 from mesh.model.native_stage import NativeStage, unsupported_features, unsupported_types
 from mesh.model.stage_weights import ShardKey, StageWeights
-from mesh.weights.manifest import ShardRef
-from mesh.weights.shard import Shard, read_shard
-from mesh.weights.tensor_types import WEIGHT_TYPES
+from mesh.weights.shards.shard import Shard, read_shard
+from mesh.weights.shards.tensor_types import WEIGHT_TYPES
+from mesh.weights.trust.manifest import ShardRef
 
 logger = logging.getLogger(__name__)
 

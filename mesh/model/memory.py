@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from mesh.architecture import LlamaConfig
 from mesh.layers import LayerRange
-from mesh.weights.layout import tensor_shapes
+from mesh.weights.checkpoints.layout import tensor_shapes
 
 # Resident size of a node process before any weights: 265 MiB with torch 2.13 (CPU), grpc, libtorrent and a session
 # imported and one product and one attention computed (Linux x86-64); the rest is for allocator slack, BitTorrent's

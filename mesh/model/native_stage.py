@@ -30,8 +30,8 @@ from mesh.model.native import library
 from mesh.model.native.library import Layer, Matrix, NativeEngine, StageLayout, Step, address
 from mesh.model.rope import inverse_frequencies
 from mesh.model.stage_weights import ShardKey
-from mesh.weights.shard import Shard
-from mesh.weights.tensor_types import row_bytes
+from mesh.weights.shards.shard import Shard
+from mesh.weights.shards.tensor_types import row_bytes
 
 _PROJECTIONS = {
     "query": "self_attn.q_proj.weight",

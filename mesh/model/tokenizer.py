@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from tokenizers import Tokenizer as HfTokenizer
 
 from mesh.errors import ShardCorrupt
-from mesh.weights.shard import Shard
+from mesh.weights.shards.shard import Shard
 
 _REPLACEMENT = "\ufffd"
 _SPACE = "\u2581"  # SentencePiece's visible stand-in

@@ -19,8 +19,7 @@ from mesh.swarm.addresses import Peer
 from mesh.swarm.companion import fetch_companion
 from mesh.swarm.session import SwarmSession
 from mesh.token import JoinToken
-from mesh.weights.license_text import MAX_TEXTS_BYTES, LicenseTexts
-from mesh.weights.release import (
+from mesh.weights.releases.release import (
     MANIFEST_FILE,
     MAX_TORRENT_BYTES,
     TEXT_FILES,
@@ -29,7 +28,8 @@ from mesh.weights.release import (
     read_bounded,
     read_envelope,
 )
-from mesh.weights.signing import MAX_ENVELOPE_BYTES, peek_manifest
+from mesh.weights.trust.license_text import MAX_TEXTS_BYTES, LicenseTexts
+from mesh.weights.trust.signing import MAX_ENVELOPE_BYTES, peek_manifest
 from mesh.wire import coordinator_pb2, coordinator_pb2_grpc
 from mesh.wire.channel import open_channel
 from mesh.wire.protocol import VERSION

@@ -12,8 +12,8 @@ from mesh.layers import LayerRange
 from mesh.pulling.finding import Found
 from mesh.swarm.metainfo import check_torrent
 from mesh.swarm.twins import check_twin_torrent, readable_encoding
-from mesh.weights.manifest import Manifest, ShardRef
-from mesh.weights.signing import open_manifest
+from mesh.weights.trust.manifest import Manifest, ShardRef
+from mesh.weights.trust.signing import open_manifest
 
 
 @dataclass(frozen=True, slots=True)

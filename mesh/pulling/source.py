@@ -16,7 +16,7 @@ from pathlib import Path
 from mesh.errors import NotFound
 from mesh.swarm.addresses import web_seed_url
 from mesh.swarm.magnet import Magnet, format_peer, parse_peer
-from mesh.weights.release import MANIFEST_FILE
+from mesh.weights.releases.release import MANIFEST_FILE
 
 _COORDINATOR = re.compile(r"(\[[0-9a-fA-F:.]+\]:\d{1,5}|[A-Za-z0-9.-]+:\d{1,5})(?:/(.*))?")
 

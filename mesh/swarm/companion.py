@@ -30,10 +30,16 @@ from mesh.swarm.metainfo import (
 )
 from mesh.swarm.session import SwarmSession
 from mesh.swarm.torrent import SwarmTorrent
-from mesh.weights.manifest import Manifest
-from mesh.weights.merkle import RootHasher
-from mesh.weights.release import MANIFEST_FILE, MAX_TORRENT_BYTES, TORRENT_FILE, TWIN_TORRENT_FILE, Release
-from mesh.weights.signing import MAX_ENVELOPE_BYTES
+from mesh.weights.releases.release import (
+    MANIFEST_FILE,
+    MAX_TORRENT_BYTES,
+    TORRENT_FILE,
+    TWIN_TORRENT_FILE,
+    Release,
+)
+from mesh.weights.shards.merkle import RootHasher
+from mesh.weights.trust.manifest import Manifest
+from mesh.weights.trust.signing import MAX_ENVELOPE_BYTES
 
 NAME = "llama-mesh-manifest"
 PIECE_LENGTH = 256 * 1024

@@ -30,9 +30,9 @@ from mesh.swarm.spreading import ROUNDS, lonely_pieces, share_of
 from mesh.swarm.torrent import FileStatus, Peer, SwarmTorrent, TorrentStatus
 from mesh.swarm.web_seed_patience import Patience
 from mesh.swarm.web_seeds import Pace, WebSeeds
-from mesh.weights.manifest import Manifest, ShardRef
-from mesh.weights.shard import check_shard
-from mesh.weights.store import ShardStore
+from mesh.weights.releases.store import ShardStore
+from mesh.weights.shards.shard import check_shard
+from mesh.weights.trust.manifest import Manifest, ShardRef
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ import libtorrent as lt
 
 from mesh.errors import TorrentMismatch, UsageError
 from mesh.swarm.addresses import MAX_URL_CHARS, MAX_WEB_SEEDS, web_seed_url
-from mesh.weights.manifest import HybridRef, Manifest, TorrentRef
-from mesh.weights.merkle import BLOCK_BYTES, HASH_BYTES
+from mesh.weights.shards.merkle import BLOCK_BYTES, HASH_BYTES
+from mesh.weights.trust.manifest import HybridRef, Manifest, TorrentRef
 
 # Room for keys that ought not to be there, so that the refusal can name them instead of a size.
 _SLACK_BYTES = 4096 + MAX_WEB_SEEDS * (MAX_URL_CHARS + 5)

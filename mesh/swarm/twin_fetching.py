@@ -10,7 +10,7 @@ room for both), its shard is fetched as it is.
 How fast the link is nobody knows beforehand, unless it is limited: the first twins show it. Nothing is lost by that; they
 are fewer bytes than their shards.
 
-Knows manifests, torrents and time. Knows nothing of how twins are spelled (``mesh.weights.encoding``).
+Knows manifests, torrents and time. Knows nothing of how twins are spelled (``mesh.weights.shards.encoding``).
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from mesh.swarm.fetching import (
 from mesh.swarm.session import SwarmSession
 from mesh.swarm.torrent import Peer, SwarmTorrent, TorrentStatus
 from mesh.swarm.twins import check_twin_torrent, readable_encoding, twin_names
-from mesh.weights.encoding import decode
-from mesh.weights.manifest import EncodedShard, EncodingRef, Manifest, ShardRef
-from mesh.weights.store import ShardStore
+from mesh.weights.releases.store import ShardStore
+from mesh.weights.shards.encoding import decode
+from mesh.weights.trust.manifest import EncodedShard, EncodingRef, Manifest, ShardRef
 
 logger = logging.getLogger(__name__)
 

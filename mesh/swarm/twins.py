@@ -3,7 +3,7 @@
 Twins have a torrent of their own, ``<name>.bpz``, so that a standard client that fetches the release is not made to
 download every shard twice. It is bound by the manifest exactly as the release's own torrent is.
 
-Knows manifests and torrents. Knows nothing of how a twin is spelled (``mesh.weights.encoding``).
+Knows manifests and torrents. Knows nothing of how a twin is spelled (``mesh.weights.shards.encoding``).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from mesh.errors import NotFound, ShardCorrupt
 from mesh.swarm.metainfo import TorrentFile, build_info, build_torrent, check_metainfo, infohash
 from mesh.swarm.session import SwarmSession
 from mesh.swarm.torrent import SwarmTorrent
-from mesh.weights.encoding import CODEC, SUFFIX
-from mesh.weights.manifest import EncodedShard, EncodingRef, Manifest, TorrentRef
-from mesh.weights.release import TWIN_TORRENT_FILE, Release
-from mesh.weights.shard import WrittenShard
+from mesh.weights.releases.release import TWIN_TORRENT_FILE, Release
+from mesh.weights.shards.encoding import CODEC, SUFFIX
+from mesh.weights.shards.shard import WrittenShard
+from mesh.weights.trust.manifest import EncodedShard, EncodingRef, Manifest, TorrentRef
 
 
 def encoding_of(name: str, piece_length: int, private: bool, twins: Sequence[EncodedShard]) -> EncodingRef:

@@ -20,7 +20,7 @@ import pytest
 from coordinator.cli import main
 from mesh import __version__
 from mesh.token import JoinToken
-from mesh.weights.signing import PrivateKey, TrustRoot
+from mesh.weights.trust.signing import PrivateKey, TrustRoot
 from tests.support.releases import PackedRelease, pack_tiny
 
 COMMAND = [sys.executable, "-c", "import sys; from coordinator.cli import main; sys.exit(main())"]

@@ -15,7 +15,7 @@ from coordinator.topology import NodeState, Report
 from mesh.errors import NotEnoughMemory, NotFound
 from mesh.layers import LayerRange
 from mesh.model.memory import plan_stage
-from mesh.weights.license_text import LicenseTexts
+from mesh.weights.trust.license_text import LicenseTexts
 from tests.coordinator.test_service import CONFIG
 from tests.mesh.weights.example_manifest import example_manifest
 from tests.support.clock import ManualClock

@@ -19,9 +19,9 @@ from coordinator.state import StateStore, open_state
 from mesh.errors import LicenseRefused, NotFound
 from mesh.layers import LayerRange
 from mesh.token import JoinToken
-from mesh.weights.acceptance import LicenseAcceptance, sign_acceptance
-from mesh.weights.license_text import LicenseTexts
-from mesh.weights.signing import PrivateKey, sign_payload
+from mesh.weights.trust.acceptance import LicenseAcceptance, sign_acceptance
+from mesh.weights.trust.license_text import LicenseTexts
+from mesh.weights.trust.signing import PrivateKey, sign_payload
 from mesh.wire import coordinator_pb2, coordinator_pb2_grpc
 from mesh.wire.channel import open_channel, server_options
 from mesh.wire.protocol import VERSION

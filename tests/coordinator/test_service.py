@@ -27,7 +27,7 @@ from mesh.errors import (
 )
 from mesh.layers import LayerRange
 from mesh.model.memory import plan_stage
-from mesh.weights.license_text import LicenseTexts
+from mesh.weights.trust.license_text import LicenseTexts
 from mesh.wire import common_pb2, coordinator_pb2, coordinator_pb2_grpc
 from mesh.wire.channel import open_channel, server_options
 from mesh.wire.protocol import VERSION

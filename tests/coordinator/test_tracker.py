@@ -21,7 +21,7 @@ from mesh.errors import NotAuthorised
 from mesh.swarm.fetching import fetch
 from mesh.swarm.session import SwarmSession
 from mesh.swarm.tracker_messages import TrackerRefusal, parse_announce
-from mesh.weights.signing import PrivateKey, sign_manifest
+from mesh.weights.trust.signing import PrivateKey, sign_manifest
 from tests.support.clock import ManualClock
 from tests.support.seeders import SIZES, assert_equal, seeding
 from tests.support.synthetic_release import SyntheticRelease, write_release

@@ -10,12 +10,12 @@ import hashlib
 import tempfile
 from pathlib import Path
 
-from mesh.weights import tensor_file
-from mesh.weights.acceptance import LicenseAcceptance, sign_acceptance
-from mesh.weights.catalog.plan import CatalogPlan, RoleKeys
-from mesh.weights.catalog.repository import Catalog
-from mesh.weights.revocation import Action, Kind, Reason, Revocation, RevocationList, timestamp
-from mesh.weights.signing import PrivateKey, TrustRoot, sign_manifest
+from mesh.weights.shards import tensor_file
+from mesh.weights.trust.acceptance import LicenseAcceptance, sign_acceptance
+from mesh.weights.trust.catalog.plan import CatalogPlan, RoleKeys
+from mesh.weights.trust.catalog.repository import Catalog
+from mesh.weights.trust.revocation import Action, Kind, Reason, Revocation, RevocationList, timestamp
+from mesh.weights.trust.signing import PrivateKey, TrustRoot, sign_manifest
 from tests.mesh.weights.example_manifest import (
     example_files_manifest,
     example_full_manifest,

@@ -32,9 +32,9 @@ from mesh.errors import (
     UsageError,
 )
 from mesh.token import JoinToken
-from mesh.weights.license_text import LicenseTexts
-from mesh.weights.revocation import Kind, Reason, Revocation, RevocationList, timestamp
-from mesh.weights.signing import PrivateKey, TrustRoot, sign_manifest
+from mesh.weights.trust.license_text import LicenseTexts
+from mesh.weights.trust.revocation import Kind, Reason, Revocation, RevocationList, timestamp
+from mesh.weights.trust.signing import PrivateKey, TrustRoot, sign_manifest
 from mesh.wire import coordinator_pb2, coordinator_pb2_grpc
 from mesh.wire.channel import open_channel, server_options
 from mesh.wire.protocol import VERSION

@@ -10,9 +10,9 @@ import httpx
 from mesh.demo.local_mesh import node_command, seeder_command
 from mesh.demo.processes import children, command
 from mesh.demo.splitting import Share
-from mesh.weights.catalog.placing import remember_place
-from mesh.weights.catalog.plan import RoleKeys
-from mesh.weights.catalog.repository import Catalog
+from mesh.weights.trust.catalog.placing import remember_place
+from mesh.weights.trust.catalog.plan import RoleKeys
+from mesh.weights.trust.catalog.repository import Catalog
 from tests.support.catalogs import Keys, plan_of
 from tests.support.releases import pack_tiny
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from mesh.demo.local_mesh import coordinator_command, node_command, seeder_command
 from mesh.demo.processes import children, command
 from mesh.demo.splitting import Share
-from mesh.weights.release import Release
-from mesh.weights.signing import PrivateKey, TrustRoot
+from mesh.weights.releases.release import Release
+from mesh.weights.trust.signing import PrivateKey, TrustRoot
 from tests.support.tiny_models import write_tiny_checkpoint
 
 WITHIN = 60.0

@@ -8,7 +8,7 @@ from pathlib import Path
 from mesh.demo.local_mesh import coordinator_command, node_command, seeder_command
 from mesh.demo.processes import children, command
 from mesh.demo.splitting import Share
-from mesh.weights.acceptance import open_acceptance
+from mesh.weights.trust.acceptance import open_acceptance
 from tests.integration.test_refusals import START, refused, run
 from tests.support.releases import pack_tiny
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from mesh.demo.local_mesh import seeder_command
 from mesh.demo.processes import children, command
-from mesh.weights.acceptance_book import AcceptanceBook
-from mesh.weights.catalog.placing import remember_place
-from mesh.weights.catalog.plan import RoleKeys
-from mesh.weights.catalog.repository import Catalog
-from mesh.weights.release import MANIFEST_FILE, TORRENT_FILE
+from mesh.weights.releases.release import MANIFEST_FILE, TORRENT_FILE
+from mesh.weights.trust.acceptance_book import AcceptanceBook
+from mesh.weights.trust.catalog.placing import remember_place
+from mesh.weights.trust.catalog.plan import RoleKeys
+from mesh.weights.trust.catalog.repository import Catalog
 from tests.integration.test_refusals import START, refused, run
 from tests.support.catalogs import Keys, plan_of
 from tests.support.releases import pack_tiny

@@ -17,7 +17,7 @@ import pytest
 from mesh.demo.local_mesh import coordinator_command, local_mesh, node_command, seeder_command
 from mesh.demo.processes import Child, children
 from mesh.demo.splitting import Share
-from mesh.weights.signing import PrivateKey, TrustRoot
+from mesh.weights.trust.signing import PrivateKey, TrustRoot
 from tests.support.releases import PackedRelease, pack_tiny
 
 START = 60.0

@@ -14,11 +14,11 @@ from mesh.demo.local_mesh import node_command
 from mesh.demo.processes import children, command
 from mesh.demo.splitting import Share
 from mesh.errors import CatalogExpired, CatalogRefused, LicenseRefused, Temporary
-from mesh.weights.catalog.placing import remember_place
-from mesh.weights.catalog.plan import RoleKeys
-from mesh.weights.catalog.repository import Catalog
-from mesh.weights.catalog.sources import directory_source
-from mesh.weights.revocation import (
+from mesh.weights.trust.catalog.placing import remember_place
+from mesh.weights.trust.catalog.plan import RoleKeys
+from mesh.weights.trust.catalog.repository import Catalog
+from mesh.weights.trust.catalog.sources import directory_source
+from mesh.weights.trust.revocation import (
     Kind,
     Reason,
     ReleaseRevoked,

@@ -10,7 +10,7 @@ import pytest
 
 from mesh.cli.main import main
 from mesh.publishing import pack_release
-from mesh.weights.keyring import find_key, keys_dir
+from mesh.weights.trust.keyring import find_key, keys_dir
 from tests.support.static_server import static_server
 from tests.support.tiny_models import write_tiny_checkpoint
 

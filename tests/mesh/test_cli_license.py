@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mesh.cli.main import main
-from mesh.weights.acceptance import open_acceptance
+from mesh.weights.trust.acceptance import open_acceptance
 from tests.support.releases import PackedRelease, pack_tiny
 
 Run = Callable[..., tuple[int, str, str]]

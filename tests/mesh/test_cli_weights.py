@@ -19,8 +19,8 @@ from mesh import errors
 from mesh.cli.main import COMMANDS, main
 from mesh.cli.run_cli import run_app
 from mesh.publishing import pack_release
-from mesh.weights.manifest import Manifest
-from mesh.weights.signing import PrivateKey, TrustRoot, _pae, sign_manifest
+from mesh.weights.trust.manifest import Manifest
+from mesh.weights.trust.signing import PrivateKey, TrustRoot, _pae, sign_manifest
 from tests.support.tiny_models import write_tiny_checkpoint
 
 KEY = PrivateKey.from_seed(bytes(32))

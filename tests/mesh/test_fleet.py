@@ -22,10 +22,10 @@ from mesh.fleet import FleetNode, FleetReport, NodeProof, prove_fleet, prove_nod
 from mesh.layers import LayerRange
 from mesh.swarm.metainfo import piece_layers
 from mesh.token import JoinToken
-from mesh.weights.acceptance import LicenseAcceptance, open_acceptance, sign_acceptance
-from mesh.weights.manifest import Manifest, ShardRef
-from mesh.weights.proof import LeafRef
-from mesh.weights.signing import PrivateKey, PublicKey
+from mesh.weights.shards.proof import LeafRef
+from mesh.weights.trust.acceptance import LicenseAcceptance, open_acceptance, sign_acceptance
+from mesh.weights.trust.manifest import Manifest, ShardRef
+from mesh.weights.trust.signing import PrivateKey, PublicKey
 from mesh.wire import common_pb2, coordinator_pb2, coordinator_pb2_grpc, proof_pb2, proof_pb2_grpc
 from mesh.wire.channel import open_channel
 from mesh.wire.protocol import VERSION

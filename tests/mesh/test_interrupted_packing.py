@@ -13,8 +13,9 @@ import pytest
 
 from mesh.errors import CheckpointUnsupported, NotEnoughDisk, UsageError
 from mesh.publishing import pack_release
-from mesh.weights import contents, unfinished
-from mesh.weights.signing import PrivateKey
+from mesh.weights.releases import unfinished
+from mesh.weights.shards import contents
+from mesh.weights.trust.signing import PrivateKey
 from tests.support.tiny_models import write_tiny_checkpoint
 
 KEY = PrivateKey.from_seed(bytes(32))
@@ -95,7 +96,7 @@ def test_it_keeps_the_time_at_which_it_was_begun(
 
 
 def unfinished_time(out: Path) -> bytes:
-    from mesh.weights.signing import TrustRoot, open_manifest
+    from mesh.weights.trust.signing import TrustRoot, open_manifest
 
     return open_manifest((out / "manifest.dsse.json").read_bytes(), TrustRoot.of(KEY.public)).created.encode()
 
@@ -212,8 +213,8 @@ def test_a_source_that_changes_while_it_is_packed_makes_no_release(tiny: Path, t
 def test_a_killed_process_is_gone_on_from(tiny: Path, tmp_path: Path) -> None:
     """SIGKILL in the middle of a shard: no handler runs, the journal alone knows."""
     script = (
-        "import sys, time; from pathlib import Path; from mesh.weights import contents\n"
-        "from mesh.publishing import pack_release; from mesh.weights.signing import PrivateKey\n"
+        "import sys, time; from pathlib import Path; from mesh.weights.shards import contents\n"
+        "from mesh.publishing import pack_release; from mesh.weights.trust.signing import PrivateKey\n"
         "write = contents.write_shard\n"
         "def slow(path, role, layer, *given):\n"
         "    if layer == 2:\n"

@@ -23,7 +23,7 @@ MEASURE = """
     import sys
     from pathlib import Path
     from mesh.publishing import pack_release
-    from mesh.weights.signing import PrivateKey
+    from mesh.weights.trust.signing import PrivateKey
     from tests.support.peak_memory import peak_rss_bytes
     source, out, kind = sys.argv[1:]
     pack_release(Path(source), Path(out), "Apache-2.0", None, PrivateKey.generate(), quantize=kind or None)

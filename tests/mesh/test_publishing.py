@@ -18,10 +18,10 @@ from mesh.errors import CheckpointUnsupported, IntegrityError, NotEnoughDisk, No
 from mesh.publishing import PIECE_LENGTH, creation_time, pack_release
 from mesh.swarm.metainfo import check_torrent, info_of
 from mesh.verification import problems_of
-from mesh.weights.manifest import Manifest
-from mesh.weights.release import Release
-from mesh.weights.shard import read_shard
-from mesh.weights.signing import PrivateKey, TrustRoot
+from mesh.weights.releases.release import Release
+from mesh.weights.shards.shard import read_shard
+from mesh.weights.trust.manifest import Manifest
+from mesh.weights.trust.signing import PrivateKey, TrustRoot
 from tests.mesh.weights.tiny_gguf import write_tiny_gguf
 from tests.support.tiny_models import write_tiny_checkpoint
 
@@ -104,7 +104,7 @@ def test_the_safetensors_library_opens_every_shard(tmp_path: Path) -> None:
 def test_the_same_input_gives_the_same_bytes_in_every_process(tiny: Path, tmp_path: Path) -> None:
     for out, seed in (("one", "1"), ("two", "2")):
         script = (
-            "from pathlib import Path; from mesh.publishing import pack_release; from mesh.weights.signing import *;"
+            "from pathlib import Path; from mesh.publishing import pack_release; from mesh.weights.trust.signing import *;"
             f"pack_release(Path({str(tiny)!r}), Path({str(tmp_path / out)!r}), 'apache-2.0', None,"
             " PrivateKey.from_seed(bytes(32)))"
         )
@@ -217,7 +217,7 @@ def test_a_shard_of_another_license_is_refused(tiny: Path, tmp_path: Path) -> No
     """Swapped in by a publisher who signs what does not belong together."""
     from dataclasses import replace
 
-    from mesh.weights.manifest import LicenseRef
+    from mesh.weights.trust.manifest import LicenseRef
 
     manifest = pack(tiny, tmp_path / "out")
     release = Release.open(tmp_path / "out", TRUST)

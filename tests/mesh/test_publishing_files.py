@@ -19,10 +19,10 @@ from mesh.swarm.fetching import fetch, seed
 from mesh.swarm.metainfo import check_torrent
 from mesh.swarm.session import SwarmSession
 from mesh.verification import problems_of
-from mesh.weights.manifest import Manifest
-from mesh.weights.release import Release
-from mesh.weights.shard import read_shard
-from mesh.weights.signing import PrivateKey, TrustRoot
+from mesh.weights.releases.release import Release
+from mesh.weights.shards.shard import read_shard
+from mesh.weights.trust.manifest import Manifest
+from mesh.weights.trust.signing import PrivateKey, TrustRoot
 
 KEY = PrivateKey.from_seed(bytes(32))
 TRUST = TrustRoot.of(KEY.public)
@@ -112,7 +112,7 @@ def test_where_no_link_can_be_made_it_is_copied(
     def refused(*given: Any, **named: Any) -> None:
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr("mesh.weights.contents.os.link", refused)
+    monkeypatch.setattr("mesh.weights.shards.contents.os.link", refused)
     pack(data_set, tmp_path / "out")
     assert not (tmp_path / "out" / "red-pajama" / "README.md").samefile(data_set / "README.md")
     assert problems_of(Release.open(tmp_path / "out", TRUST)) == {}

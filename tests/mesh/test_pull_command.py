@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from mesh.cli.main import main
-from mesh.weights.acceptance_book import AcceptanceBook
-from mesh.weights.catalog.plan import RoleKeys
-from mesh.weights.catalog.repository import Catalog
-from mesh.weights.manifest import LicenseRef
-from mesh.weights.release import MANIFEST_FILE, TORRENT_FILE, Release
-from mesh.weights.revocation import Kind, Reason, Revocation, RevocationList, timestamp
-from mesh.weights.signing import PrivateKey, TrustRoot, sign_manifest
+from mesh.weights.releases.release import MANIFEST_FILE, TORRENT_FILE, Release
+from mesh.weights.trust.acceptance_book import AcceptanceBook
+from mesh.weights.trust.catalog.plan import RoleKeys
+from mesh.weights.trust.catalog.repository import Catalog
+from mesh.weights.trust.manifest import LicenseRef
+from mesh.weights.trust.revocation import Kind, Reason, Revocation, RevocationList, timestamp
+from mesh.weights.trust.signing import PrivateKey, TrustRoot, sign_manifest
 from tests.support.catalogs import Keys, plan_of
 from tests.support.releases import pack_tiny
 from tests.support.seeders import files_below

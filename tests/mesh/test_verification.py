@@ -13,11 +13,11 @@ import pytest
 
 from mesh.errors import IntegrityError, LicenseRefused, NotFound
 from mesh.verification import Outcome, Verification, verify_release
-from mesh.weights import merkle
-from mesh.weights.release import Release
-from mesh.weights.tensor_file import lay_out
-from mesh.weights.tensor_scan import _SCALES, find_infinite
-from mesh.weights.tensor_types import BLOCK_TYPES, num_bytes
+from mesh.weights.releases.release import Release
+from mesh.weights.shards import merkle
+from mesh.weights.shards.tensor_file import lay_out
+from mesh.weights.shards.tensor_scan import _SCALES, find_infinite
+from mesh.weights.shards.tensor_types import BLOCK_TYPES, num_bytes
 from tests.support.releases import PackedRelease, pack_tiny
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -70,7 +70,7 @@ def test_no_byte_of_a_release_is_hashed_twice(
         return inner(data)
 
     monkeypatch.setattr(merkle, "leaves_of", counting)
-    monkeypatch.setattr("mesh.weights.shard_check.leaves_of", counting)
+    monkeypatch.setattr("mesh.weights.shards.shard_check.leaves_of", counting)
     verify_release(release, packed.trust, deep=deep)
     # Less than a block at the end of aux is hashed without ``leaves_of``.
     assert packed.manifest.total_bytes - merkle.BLOCK_BYTES < hashed <= packed.manifest.total_bytes

@@ -13,13 +13,13 @@ import pytest
 from mesh.cli.main import main
 from mesh.layers import LayerRange
 from mesh.publishing import pack_release
-from mesh.weights.acceptance_book import AcceptanceBook
-from mesh.weights.holdings import Holdings
-from mesh.weights.manifest import Manifest
-from mesh.weights.release import Release
-from mesh.weights.revocation import Kind, Reason, Revocation, RevocationList, timestamp
-from mesh.weights.signing import PrivateKey, TrustRoot, sign_manifest
-from mesh.weights.store import ShardStore
+from mesh.weights.releases.holdings import Holdings
+from mesh.weights.releases.release import Release
+from mesh.weights.releases.store import ShardStore
+from mesh.weights.trust.acceptance_book import AcceptanceBook
+from mesh.weights.trust.manifest import Manifest
+from mesh.weights.trust.revocation import Kind, Reason, Revocation, RevocationList, timestamp
+from mesh.weights.trust.signing import PrivateKey, TrustRoot, sign_manifest
 from tests.support.catalogs import CatalogWorld, make_world
 from tests.support.tiny_models import write_tiny_checkpoint
 

@@ -11,8 +11,8 @@ import pytest
 
 from mesh.cli.main import main
 from mesh.layers import LayerRange
-from mesh.weights.holdings import Holdings
-from mesh.weights.store import ShardStore
+from mesh.weights.releases.holdings import Holdings
+from mesh.weights.releases.store import ShardStore
 from tests.support.releases import PackedRelease, pack_tiny
 
 Run = Callable[..., tuple[int, str, str]]

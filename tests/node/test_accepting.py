@@ -20,9 +20,9 @@ from mesh.errors import (
 )
 from mesh.layers import LayerRange
 from mesh.publishing import pack_release
-from mesh.weights.license_text import LicenseTexts
-from mesh.weights.release import Release
-from mesh.weights.signing import PrivateKey, TrustRoot, sign_manifest
+from mesh.weights.releases.release import Release
+from mesh.weights.trust.license_text import LicenseTexts
+from mesh.weights.trust.signing import PrivateKey, TrustRoot, sign_manifest
 from node.accepting import AcceptedOffer, LicenseNotAccepted, Limits, OfferedBytes, accept
 from tests.support.releases import PackedRelease, pack_tiny
 from tests.support.tiny_models import write_tiny_checkpoint

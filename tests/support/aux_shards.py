@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mesh.weights.shard import Shard
-from mesh.weights.tensor_file import TensorInfo
+from mesh.weights.shards.shard import Shard
+from mesh.weights.shards.tensor_file import TensorInfo
 
 
 def aux_shard(files: Mapping[str, bytes]) -> Shard:

@@ -10,14 +10,14 @@ from typing import Any
 
 from tuf.api.metadata import Metadata
 
-from mesh.weights.catalog.client import CatalogClient, CatalogView
-from mesh.weights.catalog.keys import KeySigner
-from mesh.weights.catalog.names import manifest_path, metadata_file
-from mesh.weights.catalog.plan import CatalogPlan, RoleKeys
-from mesh.weights.catalog.repository import Catalog
-from mesh.weights.catalog.sources import Source, directory_source
-from mesh.weights.manifest import Manifest
-from mesh.weights.signing import PrivateKey, sign_manifest
+from mesh.weights.trust.catalog.client import CatalogClient, CatalogView
+from mesh.weights.trust.catalog.keys import KeySigner
+from mesh.weights.trust.catalog.names import manifest_path, metadata_file
+from mesh.weights.trust.catalog.plan import CatalogPlan, RoleKeys
+from mesh.weights.trust.catalog.repository import Catalog
+from mesh.weights.trust.catalog.sources import Source, directory_source
+from mesh.weights.trust.manifest import Manifest
+from mesh.weights.trust.signing import PrivateKey, sign_manifest
 from tests.mesh.weights.example_manifest import example_manifest
 from tests.support.clock import ManualClock
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from mesh.errors import MeshError
 from mesh.swarm.fetching import FetchProgress, fetch
 from mesh.swarm.session import SwarmSession
-from mesh.weights.manifest import Manifest
+from mesh.weights.trust.manifest import Manifest
 
 
 async def main(release: Path, save_path: Path, port: int) -> int:

@@ -14,9 +14,9 @@ from mesh.layers import LayerRange
 from mesh.model.dequantize import dequantize
 from mesh.model.llama import Stage
 from mesh.model.stage_weights import ShardKey, StageWeights
-from mesh.weights.shard import Shard
-from mesh.weights.tensor_file import TensorInfo
-from mesh.weights.tensor_types import num_bytes
+from mesh.weights.shards.shard import Shard
+from mesh.weights.shards.tensor_file import TensorInfo
+from mesh.weights.shards.tensor_types import num_bytes
 
 Array = np.ndarray[Any, Any]
 

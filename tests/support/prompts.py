@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mesh.model.chat_template import ChatTemplate
 from mesh.model.tokenizer import Tokenizer
-from mesh.weights.shard import read_shard
+from mesh.weights.shards.shard import read_shard
 from tests.support.releases import PackedRelease
 
 _TEXTS = (

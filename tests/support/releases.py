@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mesh.publishing import pack_release
-from mesh.weights.manifest import Manifest
-from mesh.weights.release import Release
-from mesh.weights.signing import PrivateKey, TrustRoot
+from mesh.weights.releases.release import Release
+from mesh.weights.trust.manifest import Manifest
+from mesh.weights.trust.signing import PrivateKey, TrustRoot
 from tests.support.tiny_models import write_tiny_checkpoint
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mesh.swarm.fetching import FetchReport, seed
 from mesh.swarm.session import SwarmSession, SwarmSettings
-from mesh.weights.manifest import ShardRef
+from mesh.weights.trust.manifest import ShardRef
 from tests.support.synthetic_release import KIB, SyntheticRelease
 
 MIB = 1 << 20

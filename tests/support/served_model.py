@@ -11,8 +11,8 @@ from coordinator.token_pipeline import TokenPipeline
 from mesh.architecture import LlamaConfig, RopeConfig
 from mesh.model.chat_template import ChatTemplate
 from mesh.model.tokenizer import Tokenizer
-from mesh.weights.manifest import LicenseRef, Manifest, Provenance, ShardRef, TorrentRef
-from mesh.weights.shard import Shard, TensorInfo
+from mesh.weights.shards.shard import Shard, TensorInfo
+from mesh.weights.trust.manifest import LicenseRef, Manifest, Provenance, ShardRef, TorrentRef
 from tests.support.fake_pipeline import FakeRoom
 from tests.support.tiny_models import CHATML, byte_level_tokenizer
 

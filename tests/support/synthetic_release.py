@@ -9,10 +9,10 @@ from pathlib import Path
 
 from mesh.architecture import LlamaConfig, RopeConfig
 from mesh.swarm.metainfo import TorrentFile, build_info, build_torrent, hybrid_ref, infohash, v1_order
-from mesh.weights.manifest import LicenseRef, Manifest, Provenance, ShardRef, TorrentRef
-from mesh.weights.merkle import RootHasher
-from mesh.weights.shard import TensorSource, WrittenShard, write_shard
-from mesh.weights.v1_pieces import V1PieceHasher
+from mesh.weights.shards.merkle import RootHasher
+from mesh.weights.shards.shard import TensorSource, WrittenShard, write_shard
+from mesh.weights.shards.v1_pieces import V1PieceHasher
+from mesh.weights.trust.manifest import LicenseRef, Manifest, Provenance, ShardRef, TorrentRef
 
 KIB = 1024
 _DIGEST = "0" * 64

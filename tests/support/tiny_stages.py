@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from mesh.architecture import LlamaConfig
 from mesh.layers import LayerRange
 from mesh.model.llama import Stage
-from mesh.weights.hf_config import llama_config
+from mesh.weights.checkpoints.hf_config import llama_config
 
 
 def tiny_config(directory: Path) -> LlamaConfig:

@@ -14,7 +14,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from mesh.errors import RequestRefused, ShardCorrupt
 from mesh.model.chat_template import ChatTemplate
 from mesh.model.tokenizer import Tokenizer
-from mesh.weights.shard import read_shard
+from mesh.weights.shards.shard import read_shard
 from tests.support.aux_shards import aux_shard
 from tests.support.releases import PackedRelease
 from tests.support.tiny_models import CHATML, byte_level_tokenizer

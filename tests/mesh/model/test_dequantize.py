@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mesh.model.dequantize import dequantize
-from mesh.weights.tensor_file import TensorInfo
-from mesh.weights.tensor_types import BLOCK_TYPES, WEIGHT_TYPES, num_bytes
+from mesh.weights.shards.tensor_file import TensorInfo
+from mesh.weights.shards.tensor_types import BLOCK_TYPES, WEIGHT_TYPES, num_bytes
 
 SHAPE = (2100, 512)  # more than the 2^20 weights that are decoded at a time, and no multiple of them
 

@@ -13,9 +13,9 @@ from mesh.errors import NotFound, ShardCorrupt
 from mesh.layers import LayerRange
 from mesh.model.loader import load_stage
 from mesh.model.local import prefill
-from mesh.weights.layout import tensor_shapes
-from mesh.weights.manifest import ShardRef
-from mesh.weights.shard import TensorSource, write_shard
+from mesh.weights.checkpoints.layout import tensor_shapes
+from mesh.weights.shards.shard import TensorSource, write_shard
+from mesh.weights.trust.manifest import ShardRef
 from tests.support.releases import PackedRelease, pack_tiny
 from tests.support.tiny_stages import tiny_stage
 

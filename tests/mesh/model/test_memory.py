@@ -107,8 +107,8 @@ from mesh.layers import LayerRange
 from mesh.model.llama import StageStep
 from mesh.model.loader import load_stage
 from mesh.model.sampling import SamplingParams, sample
-from mesh.weights.release import Release
-from mesh.weights.signing import TrustRoot
+from mesh.weights.releases.release import Release
+from mesh.weights.trust.signing import TrustRoot
 from tests.support.peak_memory import peak_rss_bytes
 
 directory, trust, text, kv_tokens = sys.argv[1:]

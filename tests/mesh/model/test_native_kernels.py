@@ -10,7 +10,7 @@ import pytest
 
 from mesh.model.native import library
 from mesh.model.native.library import Matrix, NativeEngine, address
-from mesh.weights.tensor_types import row_bytes
+from mesh.weights.shards.tensor_types import row_bytes
 from tests.support.native_shards import random_weights
 
 pytestmark = pytest.mark.skipif(not library.is_available(), reason="the native library is not built")

@@ -12,7 +12,7 @@ from mesh.model.kv_cache import KvCache
 from mesh.model.llama import Stage, StageStep
 from mesh.model.native import library
 from mesh.model.native_stage import NativeStage
-from mesh.weights.shard import read_shard
+from mesh.weights.shards.shard import read_shard
 from tests.support.prompts import real_prompts
 from tests.support.releases import PackedRelease
 

@@ -22,7 +22,7 @@ from mesh.layers import LayerRange
 from mesh.model.loader import load_stage
 from mesh.model.local import prefill
 from mesh.model.tokenizer import Tokenizer
-from mesh.weights.shard import read_shard
+from mesh.weights.shards.shard import read_shard
 from tests.mesh.weights.tiny_gguf import write_tiny_gguf
 from tests.support.agreement import reference_model, teacher_forced_logits
 from tests.support.native_shards import random_weights

@@ -13,7 +13,7 @@ from mesh.model.llama import Stage
 from mesh.model.local import generate, prefill
 from mesh.model.prefill import PREFILL_CHUNK
 from mesh.model.sampling import SamplingParams
-from mesh.weights.shard import read_shard
+from mesh.weights.shards.shard import read_shard
 from tests.support.agreement import assert_greedy_agrees, reference_model, teacher_forced_logits
 from tests.support.prompts import real_prompts
 from tests.support.releases import PackedRelease

@@ -14,7 +14,7 @@ from tokenizers import decoders, models
 
 from mesh.errors import ShardCorrupt
 from mesh.model.tokenizer import Tokenizer
-from mesh.weights.shard import read_shard
+from mesh.weights.shards.shard import read_shard
 from tests.support.aux_shards import aux_shard
 from tests.support.releases import PackedRelease
 from tests.support.tiny_models import SPECIALS, byte_level_tokenizer

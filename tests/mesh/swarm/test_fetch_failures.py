@@ -15,8 +15,8 @@ from mesh.swarm import fetching
 from mesh.swarm.fetching import FetchProgress, fetch, seed
 from mesh.swarm.session import SwarmSession
 from mesh.swarm.settings import MAX_QUEUED_BYTES
-from mesh.weights.manifest import ShardRef
-from mesh.weights.store import ShardStore
+from mesh.weights.releases.store import ShardStore
+from mesh.weights.trust.manifest import ShardRef
 from tests.support import fetch_process
 from tests.support.clock import ManualClock
 from tests.support.seeders import MIB, SIZES, assert_equal, files_below, flip_byte, seeding, some

@@ -9,8 +9,8 @@ import pytest
 
 from mesh.swarm.fetching import FetchProgress, fetch
 from mesh.swarm.session import SwarmSession
-from mesh.weights.manifest import ShardRef
-from mesh.weights.store import ShardStore
+from mesh.weights.releases.store import ShardStore
+from mesh.weights.trust.manifest import ShardRef
 from tests.support.seeders import MIB, SIZES, assert_equal, files_below, flip_byte, seeding, some
 from tests.support.synthetic_release import KIB, SyntheticRelease, write_release
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import libtorrent as lt
 
 from mesh.swarm.metainfo import TorrentFile, build_info, infohash
-from mesh.weights.merkle import RootHasher
+from mesh.weights.shards.merkle import RootHasher
 
 FILES = {
     "Z": b"x" * 9,

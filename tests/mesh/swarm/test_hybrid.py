@@ -18,7 +18,7 @@ from mesh.errors import TorrentMismatch
 from mesh.swarm.fetching import fetch
 from mesh.swarm.metainfo import check_torrent
 from mesh.swarm.session import SwarmSession
-from mesh.weights.v1_pieces import V1PieceHasher
+from mesh.weights.shards.v1_pieces import V1PieceHasher
 from tests.support.seeders import SIZES, assert_equal, files_below, seeding, some
 from tests.support.static_server import static_server
 from tests.support.synthetic_release import KIB, SyntheticRelease, write_release

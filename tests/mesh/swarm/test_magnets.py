@@ -16,7 +16,7 @@ from mesh.errors import IntegrityError, Unreachable, UsageError
 from mesh.swarm.companion import Companion, fetch_companion, magnet_of, seed_companion
 from mesh.swarm.magnet import Magnet
 from mesh.swarm.session import SwarmSession, SwarmSettings
-from mesh.weights.signing import PrivateKey, sign_manifest
+from mesh.weights.trust.signing import PrivateKey, sign_manifest
 from tests.support.clock import ManualClock
 from tests.support.seeders import seeding
 from tests.support.synthetic_release import SyntheticRelease, write_release

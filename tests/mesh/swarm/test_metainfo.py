@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mesh.errors import TorrentMismatch
 from mesh.swarm.metainfo import build_info, build_torrent, check_torrent, info_of, infohash
-from mesh.weights.manifest import Manifest
+from mesh.weights.trust.manifest import Manifest
 from tests.support.synthetic_release import KIB, ODD_SIZES, SyntheticRelease, write_release
 
 

@@ -14,8 +14,8 @@ from mesh.cli.main import main
 from mesh.swarm.fetching import fetch
 from mesh.swarm.session import SwarmSession
 from mesh.token import JoinToken
-from mesh.weights.release import MANIFEST_FILE, TORRENT_FILE
-from mesh.weights.signing import PrivateKey, TrustRoot, sign_manifest
+from mesh.weights.releases.release import MANIFEST_FILE, TORRENT_FILE
+from mesh.weights.trust.signing import PrivateKey, TrustRoot, sign_manifest
 from tests.support.synthetic_release import SyntheticRelease, write_release
 
 SIZES = (20_000, 70_001, 300_000, 16_385, 20_001)

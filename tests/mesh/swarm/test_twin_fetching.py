@@ -17,10 +17,10 @@ from mesh.swarm.fetching import FetchProgress, fetch, seed
 from mesh.swarm.session import SwarmSession, SwarmSettings
 from mesh.swarm.twin_fetching import ReleaseTorrents, fetch_release
 from mesh.swarm.twins import encoding_of, readable_encoding, seed_twins
-from mesh.weights.manifest import EncodedShard, ShardRef
-from mesh.weights.release import Release
-from mesh.weights.signing import PrivateKey, TrustRoot
-from mesh.weights.store import ShardStore
+from mesh.weights.releases.release import Release
+from mesh.weights.releases.store import ShardStore
+from mesh.weights.trust.manifest import EncodedShard, ShardRef
+from mesh.weights.trust.signing import PrivateKey, TrustRoot
 from tests.support.tiny_models import write_tiny_checkpoint
 
 SLOW, FAST = 1e6, 1e12  # bytes per second

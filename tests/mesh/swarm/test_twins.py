@@ -12,10 +12,10 @@ from mesh.publishing import pack_release
 from mesh.swarm.session import SwarmSession
 from mesh.swarm.twins import check_twin_torrent, encoding_of, readable_encoding, seed_twins
 from mesh.verification import verify_release
-from mesh.weights.encoding import check_twin
-from mesh.weights.manifest import Manifest
-from mesh.weights.release import TWIN_TORRENT_FILE, Release
-from mesh.weights.twin_check import verify_twins
+from mesh.weights.releases.release import TWIN_TORRENT_FILE, Release
+from mesh.weights.shards.encoding import check_twin
+from mesh.weights.shards.twin_check import verify_twins
+from mesh.weights.trust.manifest import Manifest
 from tests.support.releases import PackedRelease, pack_tiny
 from tests.support.seeders import files_below, flip_byte
 from tests.support.tiny_models import write_tiny_checkpoint

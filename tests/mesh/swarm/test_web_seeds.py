@@ -14,7 +14,7 @@ from mesh.swarm.addresses import Profile, choose_profile, web_seed_url
 from mesh.swarm.fetching import FetchProgress, FetchReport, fetch
 from mesh.swarm.session import SwarmSession, SwarmSettings
 from mesh.swarm.web_seed_patience import SLOW_BYTES_PER_SECOND, Patience
-from mesh.weights.manifest import ShardRef
+from mesh.weights.trust.manifest import ShardRef
 from tests.support.clock import ManualClock
 from tests.support.seeders import MIB, SIZES, assert_equal, seeding, some
 from tests.support.static_server import static_server

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import replace
 
 from mesh.architecture import LlamaConfig, RopeConfig
-from mesh.weights.manifest import (
+from mesh.weights.trust.manifest import (
     EMPTY_ROOT,
     EncodedShard,
     EncodingRef,

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 
 from mesh import strict_json
 from mesh.errors import IntegrityError, LicenseRefused, ManifestInvalid, SignatureInvalid, UsageError
-from mesh.weights.acceptance import (
+from mesh.weights.trust.acceptance import (
     PAYLOAD_TYPE,
     LicenseAcceptance,
     open_acceptance,
     sign_acceptance,
 )
-from mesh.weights.acceptance_book import AcceptanceBook
-from mesh.weights.manifest import LicenseRef
-from mesh.weights.signing import PAYLOAD_TYPE as MANIFEST_TYPE
-from mesh.weights.signing import PrivateKey, sign_payload
+from mesh.weights.trust.acceptance_book import AcceptanceBook
+from mesh.weights.trust.manifest import LicenseRef
+from mesh.weights.trust.signing import PAYLOAD_TYPE as MANIFEST_TYPE
+from mesh.weights.trust.signing import PrivateKey, sign_payload
 from tests.mesh.weights.example_manifest import example_full_manifest
 
 NODE, OTHER = PrivateKey.from_seed(bytes(32)), PrivateKey.from_seed(b"\1" * 32)

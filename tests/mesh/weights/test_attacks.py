@@ -19,12 +19,12 @@ import pytest
 
 from mesh.errors import ShardCorrupt, SignatureInvalid
 from mesh.verification import Outcome, verify_release
-from mesh.weights import shard as shards
-from mesh.weights.manifest import Provenance
-from mesh.weights.release import Release
-from mesh.weights.shard import TensorSource, read_shard, write_shard
-from mesh.weights.signing import open_manifest, sign_manifest
-from mesh.weights.store import ShardStore
+from mesh.weights.releases.release import Release
+from mesh.weights.releases.store import ShardStore
+from mesh.weights.shards import shard as shards
+from mesh.weights.shards.shard import TensorSource, read_shard, write_shard
+from mesh.weights.trust.manifest import Provenance
+from mesh.weights.trust.signing import open_manifest, sign_manifest
 from tests.support.releases import PackedRelease, pack_tiny
 
 TESTS = Path(__file__).parents[2]

@@ -11,11 +11,11 @@ import pytest
 from tuf.api.metadata import MetaFile, TargetFile
 
 from mesh.errors import CatalogExpired, CatalogRefused, NotFound, UnknownKey
-from mesh.weights.catalog.names import metadata_file, target_file
-from mesh.weights.catalog.plan import RoleKeys
-from mesh.weights.catalog.sources import directory_source
-from mesh.weights.revocation import Kind, Reason, Revocation, RevocationList, timestamp
-from mesh.weights.signing import PrivateKey, sign_manifest
+from mesh.weights.trust.catalog.names import metadata_file, target_file
+from mesh.weights.trust.catalog.plan import RoleKeys
+from mesh.weights.trust.catalog.sources import directory_source
+from mesh.weights.trust.revocation import Kind, Reason, Revocation, RevocationList, timestamp
+from mesh.weights.trust.signing import PrivateKey, sign_manifest
 from tests.support.catalogs import PATH, CatalogWorld, make_world, named
 
 
@@ -233,7 +233,7 @@ def test_root_that_the_one_before_did_not_sign_is_refused(world: CatalogWorld) -
     thief = PrivateKey.generate()
 
     def seize(signed: Any) -> None:
-        from mesh.weights.catalog.keys import tuf_key
+        from mesh.weights.trust.catalog.keys import tuf_key
 
         for role in ("root", "targets", "snapshot", "timestamp"):
             signed.keys[tuf_key(thief.public).keyid] = tuf_key(thief.public)

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from mesh.errors import CatalogRefused, NotFound, UnknownKey, UsageError
-from mesh.weights.catalog.client import CatalogClient
-from mesh.weights.catalog.names import is_file_name
-from mesh.weights.catalog.placing import find_place, remember_place
-from mesh.weights.catalog.plan import RoleKeys
-from mesh.weights.catalog.repository import Catalog
-from mesh.weights.catalog.sources import directory_source
-from mesh.weights.signing import PrivateKey, sign_manifest
+from mesh.weights.trust.catalog.client import CatalogClient
+from mesh.weights.trust.catalog.names import is_file_name
+from mesh.weights.trust.catalog.placing import find_place, remember_place
+from mesh.weights.trust.catalog.plan import RoleKeys
+from mesh.weights.trust.catalog.repository import Catalog
+from mesh.weights.trust.catalog.sources import directory_source
+from mesh.weights.trust.signing import PrivateKey, sign_manifest
 from tests.support.catalogs import PATH, CatalogWorld, Keys, make_world, named, plan_of
 from tests.support.clock import ManualClock
 

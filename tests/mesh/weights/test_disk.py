@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mesh.errors import NotEnoughDisk
-from mesh.weights.shard import TensorSource, read_shard, write_shard
+from mesh.weights.shards.shard import TensorSource, read_shard, write_shard
 from tests.mesh.weights.test_shard import LICENSE, SOURCES, ref_of
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no such call here")

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.errors import NotFound, ShardCorrupt
-from mesh.weights import byteplanes
-from mesh.weights.encoding import (
+from mesh.weights.shards import byteplanes
+from mesh.weights.shards.encoding import (
     CHUNK_BYTES,
     TwinWriter,
     check_twin,
@@ -24,10 +24,10 @@ from mesh.weights.encoding import (
     encode_chunk,
     twin_file,
 )
-from mesh.weights.manifest import EncodedShard, ShardRef
-from mesh.weights.merkle import RootHasher
-from mesh.weights.shard import TensorSource, write_shard
-from mesh.weights.tensor_types import num_bytes
+from mesh.weights.shards.merkle import RootHasher
+from mesh.weights.shards.shard import TensorSource, write_shard
+from mesh.weights.shards.tensor_types import num_bytes
+from mesh.weights.trust.manifest import EncodedShard, ShardRef
 from tests.golden.make_golden import DIRECTORY
 
 LICENSE = hashlib.sha256(b"license").hexdigest()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mesh.weights import file_hashing
-from mesh.weights.file_hashing import hash_file
-from mesh.weights.merkle import BLOCK_BYTES, RootHasher
+from mesh.weights.shards import file_hashing
+from mesh.weights.shards.file_hashing import hash_file
+from mesh.weights.shards.merkle import BLOCK_BYTES, RootHasher
 
 PIECE = 4 * BLOCK_BYTES
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.swarm.metainfo import TorrentFile, build_info, build_torrent
-from mesh.weights.file_paths import MAX_DEPTH, check_path, check_tree
+from mesh.weights.trust.file_paths import MAX_DEPTH, check_path, check_tree
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from mesh.architecture import RopeConfig
 from mesh.errors import CheckpointUnsupported, NotFound
-from mesh.weights.checkpoint import Checkpoint, open_checkpoint
-from mesh.weights.gguf_config import llama3_factors
-from mesh.weights.gguf_file import TYPE_NAMES, read_gguf
-from mesh.weights.rope_layout import rows_to_half
-from mesh.weights.shard import TensorSource
-from mesh.weights.tensor_types import BLOCK_TYPES
+from mesh.weights.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from mesh.weights.checkpoints.gguf_config import llama3_factors
+from mesh.weights.checkpoints.gguf_file import TYPE_NAMES, read_gguf
+from mesh.weights.checkpoints.rope_layout import rows_to_half
+from mesh.weights.shards.shard import TensorSource
+from mesh.weights.shards.tensor_types import BLOCK_TYPES
 from tests.mesh.weights.tiny_gguf import gguf_name_of, interleave_rows, write_tiny_gguf
 
 Array = np.ndarray[Any, Any]

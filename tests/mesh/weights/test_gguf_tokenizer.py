@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 
 from mesh import strict_json
 from mesh.errors import CheckpointUnsupported
-from mesh.weights.gguf_file import read_gguf
-from mesh.weights.gguf_tokenizer import _merges_by_score, tokenizer_json
+from mesh.weights.checkpoints.gguf_file import read_gguf
+from mesh.weights.checkpoints.gguf_tokenizer import _merges_by_score, tokenizer_json
 from tests.mesh.weights.tiny_gguf import vocabulary
 
 

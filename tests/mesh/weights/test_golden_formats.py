@@ -6,10 +6,10 @@ import hashlib
 
 import pytest
 
-from mesh.weights import tensor_file
-from mesh.weights.catalog.client import parse_root
-from mesh.weights.manifest import Manifest
-from mesh.weights.signing import TrustRoot, open_manifest
+from mesh.weights.shards import tensor_file
+from mesh.weights.trust.catalog.client import parse_root
+from mesh.weights.trust.manifest import Manifest
+from mesh.weights.trust.signing import TrustRoot, open_manifest
 from tests.golden.make_golden import DIRECTORY, golden_files
 from tests.mesh.weights.example_manifest import (
     example_files_manifest,

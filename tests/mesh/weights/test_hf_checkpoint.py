@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from mesh.architecture import RopeConfig
 from mesh.errors import CheckpointUnsupported, MeshError, NotFound
-from mesh.weights.checkpoint import open_checkpoint
-from mesh.weights.small_files import Terms
+from mesh.weights.checkpoints.checkpoint import open_checkpoint
+from mesh.weights.checkpoints.small_files import Terms
 from tests.mesh.weights.test_gguf_checkpoint import by_hf_name, bytes_of
 from tests.support.tiny_models import CHATML, write_tiny_checkpoint
 

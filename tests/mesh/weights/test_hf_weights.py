@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mesh.errors import CheckpointUnsupported, NotFound
-from mesh.weights.checkpoint import open_checkpoint
+from mesh.weights.checkpoints.checkpoint import open_checkpoint
 from tests.mesh.weights.test_gguf_checkpoint import by_hf_name, bytes_of
 from tests.support.tiny_models import write_tiny_checkpoint
 

@@ -11,10 +11,10 @@ import pytest
 
 from mesh.cli.main import main
 from mesh.errors import IntegrityError, NotEnoughDisk, NotFound, UsageError
-from mesh.weights.holdings import HeldRelease, Holdings
-from mesh.weights.manifest import ShardRef
-from mesh.weights.signing import PrivateKey, sign_manifest
-from mesh.weights.store import ShardStore
+from mesh.weights.releases.holdings import HeldRelease, Holdings
+from mesh.weights.releases.store import ShardStore
+from mesh.weights.trust.manifest import ShardRef
+from mesh.weights.trust.signing import PrivateKey, sign_manifest
 from tests.support.clock import ManualClock
 from tests.support.synthetic_release import KIB, SyntheticRelease, write_release
 

@@ -9,7 +9,7 @@ import pytest
 
 from mesh.errors import ManifestInvalid, UsageError
 from mesh.layers import LayerRange
-from mesh.weights.manifest import EncodingRef, Manifest, ShardRef
+from mesh.weights.trust.manifest import EncodingRef, Manifest, ShardRef
 from tests.mesh.weights.example_manifest import CONFIG, example_files_manifest, example_full_manifest
 
 FULL = example_full_manifest()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh.weights.merkle import (
+from mesh.weights.shards.merkle import (
     BLOCK_BYTES,
     HASH_BYTES,
     RootHasher,

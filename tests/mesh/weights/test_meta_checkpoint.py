@@ -19,9 +19,9 @@ from mesh.errors import CheckpointUnsupported, NotFound
 from mesh.layers import LayerRange
 from mesh.model.loader import load_stage
 from mesh.model.local import prefill
-from mesh.weights.checkpoint import open_checkpoint
-from mesh.weights.shard import TensorSource
-from mesh.weights.tensor_streams import equal_blocks, join_columns
+from mesh.weights.checkpoints.checkpoint import open_checkpoint
+from mesh.weights.checkpoints.tensor_streams import equal_blocks, join_columns
+from mesh.weights.shards.shard import TensorSource
 from tests.mesh.weights.test_gguf_checkpoint import by_hf_name, bytes_of
 from tests.support.agreement import reference_model, teacher_forced_logits
 from tests.support.releases import pack
@@ -77,7 +77,7 @@ def test_a_packed_model_computes_what_transformers_computes_from_hugging_faces_f
     ],
 )
 def test_feed_forward_is_as_wide_as_in_the_published_models(params: dict[str, Any], size: int) -> None:
-    from mesh.weights.meta_checkpoint import _Params
+    from mesh.weights.checkpoints.meta_checkpoint import _Params
 
     values = {"n_layers": 1, "n_heads": 32, **params}
     config = _Params(Path("params.json"), values).config(1000, False, {"tokenizer.ggml.model": "llama"})

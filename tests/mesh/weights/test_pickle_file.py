@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from mesh.errors import CheckpointUnsupported
 from mesh.publishing import pack_release
-from mesh.weights.pickle_file import read_pickle
-from mesh.weights.signing import PrivateKey
+from mesh.weights.checkpoints.pickle_file import read_pickle
+from mesh.weights.trust.signing import PrivateKey
 from tests.mesh.weights.test_gguf_checkpoint import bytes_of
 from tests.support.tiny_models import write_tiny_checkpoint
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from mesh.layers import LayerRange
-from mesh.weights.manifest import ShardRef
-from mesh.weights.merkle import BLOCK_BYTES, RootHasher, leaves_of, levels_above, proof_of
-from mesh.weights.proof import (
+from mesh.weights.shards.merkle import BLOCK_BYTES, RootHasher, leaves_of, levels_above, proof_of
+from mesh.weights.shards.proof import (
     LOST,
     Answer,
     Challenge,
@@ -23,7 +22,8 @@ from mesh.weights.proof import (
     sign_answer,
     statement,
 )
-from mesh.weights.signing import PrivateKey
+from mesh.weights.trust.manifest import ShardRef
+from mesh.weights.trust.signing import PrivateKey
 from node.proving import HeldShards
 from tests.support.synthetic_release import write_release
 

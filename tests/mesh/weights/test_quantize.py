@@ -21,11 +21,11 @@ from mesh.layers import LayerRange
 from mesh.model.loader import load_stage
 from mesh.model.local import prefill
 from mesh.publishing import pack_release
-from mesh.weights.checkpoint import Checkpoint, open_checkpoint
-from mesh.weights.quantize import KINDS, _blocks, quantized
-from mesh.weights.release import Release
-from mesh.weights.shard import TensorSource
-from mesh.weights.signing import PrivateKey, TrustRoot
+from mesh.weights.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from mesh.weights.checkpoints.quantize import KINDS, _blocks, quantized
+from mesh.weights.releases.release import Release
+from mesh.weights.shards.shard import TensorSource
+from mesh.weights.trust.signing import PrivateKey, TrustRoot
 from tests.mesh.weights.test_gguf_checkpoint import by_hf_name, bytes_of
 from tests.mesh.weights.tiny_gguf import write_tiny_gguf
 from tests.support.tiny_models import write_tiny_checkpoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.weights.reclaiming import ABANDONED_SECONDS, Download, Holding, plan_reclaim, plan_removal
+from mesh.weights.releases.reclaiming import ABANDONED_SECONDS, Download, Holding, plan_reclaim, plan_removal
 
 NOW = 1_000_000_000.0
 ROOTS = [f"{digit:x}" * 64 for digit in range(10)]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.errors import ManifestInvalid
-from mesh.weights.revocation import (
+from mesh.weights.trust.revocation import (
     Action,
     Kind,
     Reason,

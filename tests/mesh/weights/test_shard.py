@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from mesh.errors import NotFound, ShardCorrupt
-from mesh.weights import tensor_file
-from mesh.weights.manifest import ShardRef
-from mesh.weights.merkle import BLOCK_BYTES, RootHasher
-from mesh.weights.shard import TensorSource, check_shard, read_shard, write_shard
-from mesh.weights.tensor_types import BLOCK_TYPES, PLAIN_TYPES, num_bytes
+from mesh.weights.shards import tensor_file
+from mesh.weights.shards.merkle import BLOCK_BYTES, RootHasher
+from mesh.weights.shards.shard import TensorSource, check_shard, read_shard, write_shard
+from mesh.weights.shards.tensor_types import BLOCK_TYPES, PLAIN_TYPES, num_bytes
+from mesh.weights.trust.manifest import ShardRef
 
 LICENSE = hashlib.sha256(b"license").hexdigest()
 

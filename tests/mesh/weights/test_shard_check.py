@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.errors import IntegrityError, MeshError, NotFound, ShardCorrupt
-from mesh.weights import shard_check
-from mesh.weights.manifest import EMPTY_ROOT, ShardRef
-from mesh.weights.merkle import BLOCK_BYTES, RootHasher
-from mesh.weights.shard import TensorSource, check_shard, write_shard
-from mesh.weights.shard_check import RANGE_BYTES, check_shards
+from mesh.weights.shards import shard_check
+from mesh.weights.shards.merkle import BLOCK_BYTES, RootHasher
+from mesh.weights.shards.shard import TensorSource, check_shard, write_shard
+from mesh.weights.shards.shard_check import RANGE_BYTES, check_shards
+from mesh.weights.trust.manifest import EMPTY_ROOT, ShardRef
 
 DIGEST = "0" * 64
 SIZES = [0, 1, BLOCK_BYTES, RANGE_BYTES - 1, RANGE_BYTES, RANGE_BYTES + 1, 3 * RANGE_BYTES + 77]

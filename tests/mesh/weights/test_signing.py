@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from mesh import strict_json
 from mesh.errors import IntegrityError, ManifestInvalid, NotFound, SignatureInvalid, UnknownKey, UsageError
-from mesh.weights.keyring import find_key, new_key, public_keys, trusted_keys
-from mesh.weights.manifest import Manifest
-from mesh.weights.signing import (
+from mesh.weights.trust.keyring import find_key, new_key, public_keys, trusted_keys
+from mesh.weights.trust.manifest import Manifest
+from mesh.weights.trust.signing import (
     MAX_ENVELOPE_BYTES,
     PAYLOAD_TYPE,
     PrivateKey,

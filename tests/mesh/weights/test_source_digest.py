@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from mesh.cli.main import main
 from mesh.errors import MeshError
 from mesh.publishing import pack_release
-from mesh.weights.checkpoint import open_checkpoint
-from mesh.weights.merkle import RootHasher
-from mesh.weights.shard import FileRange
-from mesh.weights.signing import PrivateKey
-from mesh.weights.source_digest import METHOD, rest
+from mesh.weights.checkpoints.checkpoint import open_checkpoint
+from mesh.weights.checkpoints.source_digest import METHOD, rest
+from mesh.weights.shards.merkle import RootHasher
+from mesh.weights.shards.shard import FileRange
+from mesh.weights.trust.signing import PrivateKey
 from tests.mesh.weights.tiny_gguf import write_tiny_gguf
 from tests.support.tiny_meta import write_tiny_meta
 from tests.support.tiny_models import write_tiny_checkpoint

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from mesh.errors import ManifestInvalid, NotEnoughDisk, NotFound, ShardCorrupt
-from mesh.weights import store as store_module
-from mesh.weights.manifest import ShardRef
-from mesh.weights.shard import TensorSource, write_shard
-from mesh.weights.store import ShardStore
+from mesh.weights.releases import store as store_module
+from mesh.weights.releases.store import ShardStore
+from mesh.weights.shards.shard import TensorSource, write_shard
+from mesh.weights.trust.manifest import ShardRef
 from tests.support.clock import ManualClock
 
 DAY_SECONDS = 24 * 3600.0

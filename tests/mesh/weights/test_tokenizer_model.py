@@ -15,10 +15,10 @@ from tokenizers import Tokenizer as HfTokenizer
 from mesh import strict_json
 from mesh.errors import CheckpointUnsupported
 from mesh.model.tokenizer import Tokenizer
-from mesh.weights.byte_chars import byte_text
-from mesh.weights.checkpoint import open_checkpoint
-from mesh.weights.gguf_tokenizer import tokenizer_json
-from mesh.weights.tokenizer_model import vocabulary
+from mesh.weights.checkpoints.byte_chars import byte_text
+from mesh.weights.checkpoints.checkpoint import open_checkpoint
+from mesh.weights.checkpoints.gguf_tokenizer import tokenizer_json
+from mesh.weights.checkpoints.tokenizer_model import vocabulary
 from tests.support.tiny_models import _byte_char, write_tiny_checkpoint
 from tests.support.vocabularies import LLAMA3, MISTRAL_V1, trained_sentencepiece, vocabulary_file
 

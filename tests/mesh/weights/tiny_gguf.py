@@ -11,7 +11,7 @@ import numpy as np
 from gguf.quants import quantize
 from safetensors.numpy import load_file
 
-from mesh.weights.gguf_checkpoint import _NAMES
+from mesh.weights.checkpoints.gguf_checkpoint import _NAMES
 from tests.support.tiny_models import SPECIALS, _byte_char, write_tiny_checkpoint
 
 Array = np.ndarray[Any, Any]

@@ -1,0 +1,1 @@
+"""Releases and shards on disk: as packed, as held, as given back."""

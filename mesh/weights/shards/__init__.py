@@ -1,0 +1,1 @@
+"""Shards: how tensors lie in a file, how the file is hashed, addressed, encoded for slow links and proven."""

@@ -1,0 +1,1 @@
+"""What is believed and why: keys, manifests, licences and their acceptance, revocations, the catalog."""
