@@ -9,40 +9,43 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import math
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
-from urllib.parse import unquote
 
 import grpc.aio
 
-from coordinator.config import is_wildcard
 from coordinator.join_tokens import admit
 from coordinator.journal import Journal
 from coordinator.license_desk import LicenseDesk
-from coordinator.membership import Applicant, Membership
+from coordinator.membership import Membership
+from coordinator.node_messages import (
+    MAX_ID_CHARS,
+    applicant_of,
+    bounded_text,
+    capacity_of,
+    check_protocol,
+    endpoint_of,
+    layers_of,
+    node_id_of,
+    report_of,
+    wire_node,
+    wire_peers,
+)
 from coordinator.placement import Capacity
 from coordinator.served_catalog import ServedCatalog
 from coordinator.state import StateStore
-from coordinator.topology import MAX_COUNT, Endpoint, Node, NodeState, Report
-from mesh import __version__
 from mesh.architecture import LlamaConfig
 from mesh.clock import Clock
-from mesh.errors import MeshError, NotFound, Temporary, UsageError
+from mesh.errors import MeshError, NotFound, Temporary
 from mesh.layers import LayerRange
 from mesh.weights.trust.license_text import LicenseTexts
 from mesh.weights.trust.manifest import Manifest
 from mesh.wire import common_pb2, coordinator_pb2, coordinator_pb2_grpc
-from mesh.wire.channel import parse_endpoint
-from mesh.wire.protocol import VERSION
 from mesh.wire.status import status_of
 
 logger = logging.getLogger(__name__)
 
-MAX_ID_CHARS = 100
-MAX_NAME_CHARS = 64
-MAX_HOST_CHARS = 253  # of a DNS name
 
 Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
 
@@ -126,9 +129,9 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     async def RequestOffer(  # noqa: N802 - the proto's name
         self, request: coordinator_pb2.OfferRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> coordinator_pb2.Offer:
-        _check_protocol(request.protocol, request.version)
+        check_protocol(request.protocol, request.version)
         await self._authorize(request.token_secret)
-        applicant, capacity = _applicant(request), _capacity(request)
+        applicant, capacity = applicant_of(request), capacity_of(request)
         now = self._clock.monotonic()
         hosted, layers = self._releases.choose(applicant.node_id, capacity, request.model, request.release_id)
         hosted.membership.offer(applicant, layers, now)
@@ -147,7 +150,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             license_notice=release.texts.notice,
             license_policy=release.texts.policy,
             layers=common_pb2.LayerRange(start=layers.start, stop=layers.stop),
-            peers=_wire_peers(hosted.membership.peers(now, excluding=applicant.node_id)),
+            peers=wire_peers(hosted.membership.peers(now, excluding=applicant.node_id)),
         )
         if self._catalog is not None:
             _add_catalog(offer, release.release_id, self._catalog, request.trust_digest)
@@ -159,13 +162,13 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         self, request: coordinator_pb2.Acceptance, context: grpc.aio.ServicerContext[Any, Any]
     ) -> coordinator_pb2.Lease:
         hosted = self._releases.of(request.release_id)
-        now, node_id = self._clock.monotonic(), _node_id(request.node_id)
+        now, node_id = self._clock.monotonic(), node_id_of(request.node_id)
         # Only who was offered something is worth a line of the audit trail.
         hosted.membership.check_known(node_id, request.incarnation, now)
         self._check_revocations(hosted.offered.manifest, request)
         await self._licenses.admit(hosted.offered.manifest, node_id, request.license_acceptance)
         changes = hosted.membership.accept(
-            node_id, request.incarnation, _layers(request.layers), request.memory_bytes, now
+            node_id, request.incarnation, layers_of(request.layers), request.memory_bytes, now
         )
         await self._journal.write(changes)
         return self._lease(hosted, request.node_id, now)
@@ -175,8 +178,8 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         self, request: coordinator_pb2.HeartbeatRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> coordinator_pb2.Lease:
         now = self._clock.monotonic()
-        report = _report(request, context.peer())
-        hosted = self._releases.of_node(_node_id(request.node_id), request.incarnation)
+        report = report_of(request, context.peer())
+        hosted = self._releases.of_node(node_id_of(request.node_id), request.incarnation)
         changes = hosted.membership.heartbeat(request.node_id, request.incarnation, report, now)
         await self._journal.write(changes)
         lease = self._lease(hosted, request.node_id, now)
@@ -191,7 +194,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     ) -> coordinator_pb2.LeaveReply:
         now = self._clock.monotonic()
         try:
-            hosted = self._releases.of_node(_node_id(request.node_id), request.incarnation)
+            hosted = self._releases.of_node(node_id_of(request.node_id), request.incarnation)
         except NotFound:  # a goodbye that comes late
             return coordinator_pb2.LeaveReply()
         changes = hosted.membership.leave(request.node_id, request.incarnation, now)
@@ -202,23 +205,23 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     async def Announce(  # noqa: N802
         self, request: coordinator_pb2.AnnounceRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> coordinator_pb2.AnnounceReply:
-        _check_protocol(request.protocol, "")
+        check_protocol(request.protocol, "")
         await self._authorize(request.token_secret)
         membership = self._releases.of(request.release_id).membership
-        peer_id = _text("peer_id", request.peer_id, MAX_ID_CHARS)
-        endpoint = _endpoint("swarm", request.swarm, context.peer())
+        peer_id = bounded_text("peer_id", request.peer_id, MAX_ID_CHARS)
+        endpoint = endpoint_of("swarm", request.swarm, context.peer())
         now = self._clock.monotonic()
         membership.announce(peer_id, endpoint, now)
         return coordinator_pb2.AnnounceReply(
             seconds=membership.lease_seconds,
-            peers=_wire_peers(membership.peers(now, excluding=peer_id)),
+            peers=wire_peers(membership.peers(now, excluding=peer_id)),
         )
 
     @refusing
     async def GetRelease(  # noqa: N802
         self, request: coordinator_pb2.ReleaseRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> coordinator_pb2.ReleaseReply:
-        _check_protocol(request.protocol, "")
+        check_protocol(request.protocol, "")
         await self._authorize(request.token_secret)
         hosted = self._releases.find(request.release[:MAX_ID_CHARS])
         release = hosted.offered
@@ -230,7 +233,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             license_notice=release.texts.notice,
             license_policy=release.texts.policy,
             twin_torrent=release.twin_torrent,
-            peers=_wire_peers(hosted.membership.peers(self._clock.monotonic(), excluding="")),
+            peers=wire_peers(hosted.membership.peers(self._clock.monotonic(), excluding="")),
         )
         if self._catalog is not None:
             _add_catalog(reply, release.release_id, self._catalog, request.trust_digest)
@@ -261,7 +264,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     async def Fleet(  # noqa: N802
         self, request: coordinator_pb2.FleetRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> coordinator_pb2.FleetReply:
-        _check_protocol(request.protocol, "")
+        check_protocol(request.protocol, "")
         await self._authorize(request.token_secret)
         hosted = self._releases.find(request.release)
         accepted = await self._state.acceptance_records(hosted.offered.release_id)
@@ -269,7 +272,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         return coordinator_pb2.FleetReply(
             release_id=hosted.offered.release_id,
             manifest=hosted.offered.envelope,
-            nodes=[_wire_node(node, accepted.get(node.node_id, b"")) for node in nodes],
+            nodes=[wire_node(node, accepted.get(node.node_id, b"")) for node in nodes],
         )
 
     def _check_revocations(self, manifest: Manifest, request: coordinator_pb2.Acceptance) -> None:
@@ -281,7 +284,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
                 f"the node knows revocation list {request.revocations_version}, here is "
                 f"{self._catalog.revocations_version}; refresh the catalog and ask again"
             )
-        self._catalog.check_revoked(manifest, manifest.shards_for(_layers(request.layers)))
+        self._catalog.check_revoked(manifest, manifest.shards_for(layers_of(request.layers)))
 
     async def _authorize(self, secret: bytes) -> None:
         admit(await self._state.tokens(), secret, self._clock.wall())
@@ -289,12 +292,9 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     def _lease(self, hosted: HostedRelease, node_id: str, now: float) -> coordinator_pb2.Lease:
         return coordinator_pb2.Lease(
             seconds=hosted.membership.lease_seconds,
-            peers=_wire_peers(hosted.membership.peers(now, excluding=node_id)),
+            peers=wire_peers(hosted.membership.peers(now, excluding=node_id)),
             catalog_version=self._catalog.version if self._catalog is not None else 0,
         )
-
-
-# -- messages to values; whatever is out of bounds is a UsageError
 
 
 def _add_catalog(
@@ -307,101 +307,3 @@ def _add_catalog(
     current = catalog.current(release_id)
     reply.trust_root, reply.manifest = catalog.root_for(pinned), current.envelope
     reply.catalog_path = current.path
-
-
-def _check_protocol(protocol: int, version: str) -> None:
-    if protocol != VERSION:
-        theirs = f" (llama-mesh {version[:20]})" if version.isprintable() and version else ""
-        raise UsageError(
-            f"you speak protocol {protocol}{theirs}, this coordinator speaks {VERSION} (llama-mesh {__version__}); "
-            "install the same version on both"
-        )
-
-
-def _applicant(request: coordinator_pb2.OfferRequest) -> Applicant:
-    if not request.incarnation:
-        raise UsageError("incarnation is 0, which means unset; expected a random number per process")
-    return Applicant(
-        node_id=_node_id(request.node_id),
-        name=_text("name", request.name, MAX_NAME_CHARS),
-        incarnation=request.incarnation,
-        kernel_id=_text("kernel_id", request.kernel_id, MAX_ID_CHARS),
-        version=_text("version", request.version, MAX_ID_CHARS),
-        layers=_layers(request.capacity.layers) if request.capacity.HasField("layers") else None,
-        kv_tokens=request.kv_tokens or MAX_COUNT,
-        max_sessions=request.max_sessions or MAX_COUNT,
-    )
-
-
-def _capacity(request: coordinator_pb2.OfferRequest) -> Capacity:
-    capacity = request.capacity
-    layers = _layers(capacity.layers) if capacity.HasField("layers") else None
-    if not 1 <= request.kv_tokens <= 1 << 30:
-        raise UsageError(f"kv_tokens {request.kv_tokens}: expected 1 to {1 << 30}")
-    return Capacity(min(capacity.memory_bytes, MAX_COUNT), request.kv_tokens, layers)
-
-
-def _report(request: coordinator_pb2.HeartbeatRequest, peer: str) -> Report:
-    return Report(
-        state=_state(request.state),
-        progress=min(max(request.progress, 0.0), 1.0) if math.isfinite(request.progress) else 0.0,
-        stage=_endpoint("stage", request.stage, peer) if request.HasField("stage") else None,
-        swarm=_endpoint("swarm", request.swarm, peer) if request.HasField("swarm") else None,
-        kv_tokens_free=request.kv_tokens_free,
-        sessions=request.sessions,
-        steps_computed=min(request.steps_computed, MAX_COUNT),
-        fetched_bytes=min(request.fetched_bytes, MAX_COUNT),
-        redundant_bytes=min(request.redundant_bytes, MAX_COUNT),
-    )
-
-
-def _state(number: int) -> NodeState:
-    try:
-        return NodeState(coordinator_pb2.NodeState.Name(number).lower())
-    except ValueError as exc:
-        raise UsageError(f"node state {number} is none of {', '.join(NodeState)}") from exc
-
-
-def _layers(message: common_pb2.LayerRange) -> LayerRange:
-    return LayerRange(message.start, message.stop)
-
-
-def _node_id(value: str) -> str:
-    return _text("node_id", value, MAX_ID_CHARS)
-
-
-def _text(what: str, value: str, max_chars: int) -> str:
-    if not value or len(value) > max_chars or not value.isprintable():
-        raise UsageError(f"{what} {value[:80]!r}: expected 1 to {max_chars} printable characters")
-    return value
-
-
-def _endpoint(what: str, message: common_pb2.Endpoint, peer: str) -> Endpoint:
-    """Where others can dial. Who listens on every interface is dialled at the address it called from."""
-    host = _text(f"{what} host", message.host, MAX_HOST_CHARS)
-    if not 1 <= message.port <= 65535:
-        raise UsageError(f"{what} port {message.port}: expected 1 to 65535")
-    return (_peer_host(peer) if is_wildcard(host) else host, message.port)
-
-
-def _peer_host(peer: str) -> str:
-    """``ipv4:10.0.0.2:51234`` or ``ipv6:%5B::1%5D:51234``, as gRPC names who is calling."""
-    return parse_endpoint(unquote(peer.partition(":")[2]), what="peer")[0]
-
-
-def _wire_node(node: Node, license_acceptance: bytes) -> coordinator_pb2.FleetNode:
-    message = coordinator_pb2.FleetNode(
-        node_id=node.node_id,
-        name=node.name,
-        layers=common_pb2.LayerRange(start=node.layers.start, stop=node.layers.stop),
-        state=coordinator_pb2.NodeState.Value(node.state.upper()),  # type: ignore[arg-type]
-        license_acceptance=license_acceptance,
-    )
-    if node.report.stage is not None:
-        host, port = node.report.stage
-        message.stage.CopyFrom(common_pb2.Endpoint(host=host, port=port))
-    return message
-
-
-def _wire_peers(peers: Iterable[Endpoint]) -> list[common_pb2.Endpoint]:
-    return [common_pb2.Endpoint(host=host, port=port) for host, port in peers]

@@ -19,7 +19,8 @@ from mesh.weights.trust.acceptance_book import AcceptanceBook
 from mesh.wire.channel import listening_socket, open_channel, require_loopback
 from node.capacity import resolve_device
 from node.config import NodeConfig
-from node.joining import NodeParts, join, new_incarnation
+from node.joining import join, new_incarnation
+from node.parts import NodeParts
 from node.reporting import ConsoleReporter, JsonReporter
 
 logger = logging.getLogger(__name__)

@@ -10,73 +10,39 @@ import logging
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import grpc.aio
-
 from mesh.cli.asking import ask
-from mesh.clock import Clock
 from mesh.errors import MeshError, NotFound, Temporary, UsageError
 from mesh.layers import LayerRange
-from mesh.model.engines import EngineChoice, LoadedStage
-from mesh.model.kv_cache import KvBudget
 from mesh.model.loader import load_stage
-from mesh.model.prefill import PREFILL_CHUNK
 from mesh.swarm.fetching import FetchProgress, FetchReport
-from mesh.swarm.metainfo import piece_layers
-from mesh.swarm.session import SwarmSession
 from mesh.swarm.twin_fetching import ReleaseTorrents, fetch_release
-from mesh.weights.releases.holdings import Holdings
-from mesh.weights.trust.acceptance_book import AcceptanceBook
 from mesh.weights.trust.keyring import read_trust
 from mesh.weights.trust.manifest import Manifest, ShardRef
 from mesh.weights.trust.revocation import ReleaseRevoked
-from mesh.weights.trust.signing import PrivateKey, TrustRoot
-from mesh.wire import coordinator_pb2, proof_pb2_grpc, stage_pb2_grpc
-from mesh.wire.channel import bind_server, format_endpoint, server_options
-from mesh.wire.tensors import StageContract
+from mesh.weights.trust.signing import TrustRoot
+from mesh.wire import coordinator_pb2
+from mesh.wire.channel import format_endpoint
 from node.accepting import AcceptedOffer, LicenseNotAccepted, Limits, OfferedBytes, accept
+from node.beside import beside
 from node.capacity import disk_bytes, memory_bytes
 from node.catalog import NodeCatalog
 from node.config import NodeConfig
 from node.coordinator_client import CoordinatorClient
-from node.engine import Engine
 from node.licensing import take_word
 from node.membership import Membership, NodeStatus, Superseded
 from node.obeying import obey
-from node.proving import HeldShards, ProofService
-from node.reporting import Reporter
-from node.service import StageIdentity, StageService
-from node.sessions import SessionTable
+from node.parts import NodeParts
+from node.serving import serving
 from node.trusting import coordinator_source, whom_to_believe
 
 logger = logging.getLogger(__name__)
 
 _OFFER_ATTEMPTS = 5  # newcomers that arrive together may be offered the same gap
-
-
-@dataclass(frozen=True, slots=True)
-class NodeParts:
-    """What the story needs and the daemon made."""
-
-    key: PrivateKey  # whose fingerprint the node id is
-    incarnation: int
-    device: str
-    engine: EngineChoice
-    channel: grpc.aio.Channel
-    swarm: SwarmSession
-    holdings: Holdings
-    licenses: AcceptanceBook
-    reporter: Reporter
-    clock: Clock
-
-    @property
-    def node_id(self) -> str:
-        return self.key.public.key_id
 
 
 def new_incarnation() -> int:
@@ -124,9 +90,9 @@ async def _join_once(parts: NodeParts, config: NodeConfig) -> None:
     # Held until the node ends: nobody may remove what it fetches, loads and seeds.
     held = parts.holdings.hold(accepted.envelope, accepted.torrent, accepted.manifest, accepted.shards)
     async with (
-        _beside(membership.run(), name="membership"),
-        _beside(_follow(catalog), name="catalog"),
-        _beside(_obey_revocations(catalog), name="revocations"),
+        beside(membership.run(), name="membership"),
+        beside(_follow(catalog), name="catalog"),
+        beside(_obey_revocations(catalog), name="revocations"),
     ):
         try:
             with held as save_path:
@@ -146,7 +112,7 @@ async def _join_once(parts: NodeParts, config: NodeConfig) -> None:
                     device=parts.device,
                     engine=config.engine,
                 )
-                async with _serving(stage, paths, parts, config, accepted, status, catalog) as endpoint:
+                async with serving(stage, paths, parts, config, accepted, status, catalog) as endpoint:
                     status.state = coordinator_pb2.READY
                     await membership.report()
                     parts.reporter.ready(format_endpoint(*endpoint), time.monotonic() - began)
@@ -328,95 +294,8 @@ async def _fetch(
     return report.paths
 
 
-@asynccontextmanager
-async def _serving(
-    stage: LoadedStage,
-    paths: Mapping[ShardRef, Path],
-    parts: NodeParts,
-    config: NodeConfig,
-    accepted: AcceptedOffer,
-    status: NodeStatus,
-    catalog: NodeCatalog | None,
-) -> AsyncIterator[tuple[str, int]]:
-    """The loaded stage behind its gRPC service; yields where it listens."""
-    model = accepted.manifest.config
-    sessions = SessionTable(KvBudget(config.kv_tokens), config.max_sessions, stage.new_cache)
-    service = StageService(
-        StageIdentity(
-            parts.node_id,
-            parts.incarnation,
-            accepted.manifest.release_id,
-            stage.kernel_id,
-            accepted.layers,
-            model.num_layers,
-        ),
-        StageContract(accepted.layers.is_first(), model.hidden_size, model.vocab_size, PREFILL_CHUNK),
-        sessions,
-        catalog.check if catalog is not None else lambda: None,
-    )
-    engine = Engine(
-        stage, is_last=accepted.layers.is_last(model.num_layers), device=parts.device, on_done=service.on_done
-    )
-    service.attach(engine)
-    engine.start()
-    server = grpc.aio.server(options=server_options())
-    stage_pb2_grpc.add_StageServicer_to_server(service, server)
-    held = HeldShards(accepted.manifest, paths, piece_layers(accepted.torrent))
-    proof_pb2_grpc.add_ProofServicer_to_server(ProofService(parts.key, held, parts.clock), server)
-    try:
-        host, port = config.listen[0], bind_server(server, config.listen, flag="--listen")
-    except MeshError:
-        await engine.stop()
-        raise
-    await server.start()
-    status.stage = (host, port)
-    status.kv_tokens_free = lambda: sessions.free_tokens
-    status.num_sessions = lambda: len(sessions)
-    status.steps_computed = lambda: engine.steps_computed
-    logger.info(
-        "stage ready",
-        extra={
-            "layers": str(accepted.layers),
-            "endpoint": format_endpoint(host, port),
-            "kernel": stage.kernel_id,
-        },
-    )
-    try:
-        yield host, port
-    finally:
-        await service.stop()
-        await server.stop(grace=1.0)
-        await engine.stop()
-
-
 async def _say_goodbye(client: CoordinatorClient) -> None:
     try:
         await client.leave()
     except MeshError as exc:
         logger.info("left without a goodbye", extra={"reason": str(exc)})
-
-
-@asynccontextmanager
-async def _beside(work: Coroutine[Any, Any, None], *, name: str) -> AsyncIterator[None]:
-    """Run ``work`` beside the body: it ends with the body, and if it fails the body is cancelled and its error raised."""
-    body = asyncio.current_task()
-    assert body is not None
-    failures: list[BaseException] = []
-
-    def on_done(task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (failure := task.exception()) is not None:
-            failures.append(failure)
-            body.cancel()
-
-    task = asyncio.create_task(work, name=name)
-    task.add_done_callback(on_done)
-    try:
-        yield
-    except asyncio.CancelledError:
-        if failures:
-            body.uncancel()
-            raise failures[0] from None
-        raise
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)

@@ -15,11 +15,12 @@ from safetensors import safe_open
 
 from mesh.architecture import LlamaConfig
 from mesh.errors import CheckpointUnsupported, IntegrityError, NotEnoughDisk, NotFound, UsageError
-from mesh.publishing import PIECE_LENGTH, creation_time, pack_release
+from mesh.publishing import pack_release
+from mesh.release_draft import creation_time
 from mesh.swarm.metainfo import check_torrent, info_of
 from mesh.verification import problems_of
 from mesh.weights.releases.release import Release
-from mesh.weights.shards.shard import read_shard
+from mesh.weights.shards.shard import PIECE_LENGTH, read_shard
 from mesh.weights.trust.manifest import Manifest
 from mesh.weights.trust.signing import PrivateKey, TrustRoot
 from tests.mesh.weights.tiny_gguf import write_tiny_gguf

@@ -14,13 +14,14 @@ import pytest
 from coordinator.verified_release import verify
 from mesh.cli.main import main
 from mesh.errors import IntegrityError, MeshError, NotFound, ShardCorrupt, UsageError
-from mesh.publishing import PIECE_LENGTH, pack_release, piece_length_for
+from mesh.publishing import pack_release
+from mesh.release_draft import piece_length_for
 from mesh.swarm.fetching import fetch, seed
 from mesh.swarm.metainfo import check_torrent
 from mesh.swarm.session import SwarmSession
 from mesh.verification import problems_of
 from mesh.weights.releases.release import Release
-from mesh.weights.shards.shard import read_shard
+from mesh.weights.shards.shard import PIECE_LENGTH, read_shard
 from mesh.weights.trust.manifest import Manifest
 from mesh.weights.trust.signing import PrivateKey, TrustRoot
 

@@ -9,7 +9,7 @@ import pytest
 
 from mesh.errors import NotAuthorised, NotFound, Unreachable
 from mesh.wire import common_pb2, coordinator_pb2
-from node.joining import _beside
+from node.beside import beside
 from node.membership import Membership, NodeStatus, Superseded
 
 LEASE = coordinator_pb2.Lease(seconds=0.15, peers=[common_pb2.Endpoint(host="127.0.0.1", port=7001)])
@@ -43,7 +43,7 @@ def member(
 async def test_report_returns_once_the_coordinator_has_heard_the_new_state() -> None:
     coordinator, status = ScriptedCoordinator(Unreachable("not yet")), NodeStatus()
     membership = member(coordinator, status)
-    async with _beside(membership.run(), name="membership"), asyncio.timeout(10):
+    async with beside(membership.run(), name="membership"), asyncio.timeout(10):
         status.state = coordinator_pb2.READY
         await membership.report()
     assert coordinator.heard[-1].state == coordinator_pb2.READY
@@ -54,7 +54,7 @@ async def test_forgotten_node_joins_again_and_goes_on() -> None:
     rejoined: list[None] = []
     coordinator, status = ScriptedCoordinator(NotFound("no lease")), NodeStatus()
     membership = member(coordinator, status, lambda: rejoined.append(None))
-    async with _beside(membership.run(), name="membership"), asyncio.timeout(10):
+    async with beside(membership.run(), name="membership"), asyncio.timeout(10):
         await membership.report()
     assert len(rejoined) == 1
 
@@ -65,7 +65,7 @@ async def test_coordinator_that_will_not_have_us_back_ends_the_node_with_its_rea
 
     membership = member(ScriptedCoordinator(NotFound("no lease")), NodeStatus(), refuse)
     with pytest.raises(NotAuthorised, match="token revoked"):
-        async with _beside(membership.run(), name="membership"), asyncio.timeout(10):
+        async with beside(membership.run(), name="membership"), asyncio.timeout(10):
             await asyncio.get_running_loop().create_future()
 
 
@@ -73,7 +73,7 @@ async def test_cancelled_node_is_cancelled_and_not_failed() -> None:
     membership = member(ScriptedCoordinator(), NodeStatus())
 
     async def serve() -> None:
-        async with _beside(membership.run(), name="membership"):
+        async with beside(membership.run(), name="membership"):
             await asyncio.get_running_loop().create_future()
 
     task = asyncio.create_task(serve())
@@ -90,5 +90,5 @@ async def test_a_node_of_an_old_version_is_told_to_join_again() -> None:
 
     membership = member(Successor(), NodeStatus())
     with pytest.raises(Superseded, match="newer version"):
-        async with _beside(membership.run(), name="membership"), asyncio.timeout(10):
+        async with beside(membership.run(), name="membership"), asyncio.timeout(10):
             await asyncio.get_running_loop().create_future()
