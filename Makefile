@@ -5,14 +5,14 @@ TORCH    ?= torch==2.13.0   # installed first, so that nothing else can pull ano
 PIP_ARGS ?=                 # for that install only, e.g. --index-url of a CPU-only or CUDA build
 MODEL    ?=                 # for `make demo`: a GGUF file or a Hugging Face directory
 PYTEST_ARGS ?=
-# Whose environments are built for every run of the tests; lm-eval's, with half a gigabyte of data tools, is not.
+# Clients whose environments `make test-clients` builds; lm-eval's, with half a gigabyte of data tools, is a target of its own.
 CLIENTS := openai2 openai3 anthropic litellm langchain
 
 VENV := .venv
 BIN  := $(VENV)/bin
 INSTALL = PYTHON="$(strip $(PYTHON))" TORCH="$(strip $(TORCH))" PIP_ARGS="$(strip $(PIP_ARGS))" .ci/install
 
-.PHONY: help demo test test-clients test-lm-eval client-envs check lint types imports format proto bench bench-overhead bench-failover clean
+.PHONY: help demo test test-clients test-lm-eval client-envs lm-eval-env check lint types imports format proto bench bench-overhead bench-failover clean
 
 help:  ## Say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,9 +26,11 @@ test: $(VENV)/.installed-dev  ## Run the whole test suite
 test-clients: client-envs  ## Drive real clients, each in an environment of its own, against a mesh with the real model
 	@$(BIN)/python -m pytest tests/clients/test_real_clients.py $(PYTEST_ARGS)
 
-test-lm-eval: $(VENV)/.installed-dev  ## Run lm-eval against meshes of one and three nodes: the scores of one process
-	@.ci/client-envs $(BIN)/python lm-eval
+test-lm-eval: lm-eval-env  ## Run lm-eval against meshes of one and three nodes: the scores of one process
 	@$(BIN)/python -m pytest tests/clients/test_lm_eval.py $(PYTEST_ARGS)
+
+lm-eval-env: $(VENV)/.installed-dev
+	@.ci/client-envs $(BIN)/python lm-eval
 
 client-envs: $(VENV)/.installed-dev
 	@.ci/client-envs $(BIN)/python $(CLIENTS)

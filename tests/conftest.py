@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from mesh.demo.demo_model import demo_model_path
 # A busy machine is no failure of a property; tests as a whole have their own time limit.
 hypothesis.settings.register_profile("mesh", deadline=None)
 hypothesis.settings.load_profile("mesh")
+
+# A shell that starts the suite in the background has it ignore Ctrl-C, and so would every process that a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
