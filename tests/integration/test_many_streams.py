@@ -16,7 +16,7 @@ from mesh.demo.processes import command
 from tests.support.releases import pack_tiny
 
 FLOOD, POLITE, TOKENS = 190, 10, 12
-KV_TOKENS = 2048  # of some 60 tokens each, about thirty fit at once: the rest has to wait its turn
+KV_TOKENS = 256  # of some 20 tokens each, a dozen fit at once: the rest has to wait its turn
 PROMPTS = ("hello", "a torrent", "the sea")
 
 
@@ -98,4 +98,4 @@ async def test_two_hundred_streams_are_all_whole_and_a_flood_does_not_starve_ano
     # Served in the order they came, the polite would be the last of all.
     last_of_polite = max(answer.ended for answer in answers if answer.who == "polite")
     later = sum(answer.ended > last_of_polite for answer in answers if answer.who == "flood")
-    assert later >= FLOOD // 20
+    assert later >= FLOOD // 2
