@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coordinator.cli_options import Data, Json, data_directory, seconds_of, when
+from coordinator.cli_options import Data, Json, data_directory, existing_directory, seconds_of, when
 from coordinator.key_cli import has_keys, key
 from coordinator.membership import LEASE_SECONDS
 from coordinator.release_cli import release
@@ -185,7 +185,7 @@ def list_(data: Data = None, as_json: Json = False) -> None:
     from coordinator.state import open_state
     from mesh.clock import SystemClock
 
-    directory, now = _existing(data), SystemClock().wall()
+    directory, now = existing_directory(data), SystemClock().wall()
 
     async def read() -> list[TokenRecord]:
         async with open_state(directory) as state:
@@ -223,7 +223,7 @@ def revoke(
     from coordinator.state import open_state
     from mesh.clock import SystemClock
 
-    directory = _existing(data)
+    directory = existing_directory(data)
 
     async def write() -> TokenRecord:
         async with open_state(directory) as state:
@@ -241,7 +241,7 @@ def nodes(data: Data = None, as_json: Json = False) -> None:
 
     from coordinator.state import NodeRecord, open_state
 
-    directory = _existing(data)
+    directory = existing_directory(data)
 
     async def read() -> list[NodeRecord]:
         async with open_state(directory) as state:
@@ -278,7 +278,7 @@ def licenses(data: Data = None, as_json: Json = False) -> None:
     from coordinator.state import open_state
     from coordinator.state.acceptance_store import StoredAcceptance
 
-    directory = _existing(data)
+    directory = existing_directory(data)
 
     async def read() -> list[StoredAcceptance]:
         async with open_state(directory) as state:
@@ -335,15 +335,6 @@ def _print_events(listening: Listening, token: JoinToken | None) -> None:
         "model": listening.model,
     }
     typer.echo(json.dumps(event))
-
-
-def _existing(data: Path | None) -> Path:
-    """The data directory of a coordinator that has run; a question must not make one."""
-    from coordinator.data_directory import read_listening
-
-    directory = data_directory(data)
-    read_listening(directory)
-    return directory
 
 
 def _numeric(endpoint: tuple[str, int]) -> tuple[str, int]:

@@ -26,6 +26,15 @@ def data_directory(data: Path | None) -> Path:
     return data if data is not None else data_dir() / "coordinator"
 
 
+def existing_directory(data: Path | None) -> Path:
+    """The data directory of a coordinator that has run; a question must not make one."""
+    from coordinator.data_directory import read_listening
+
+    directory = data_directory(data)
+    read_listening(directory)
+    return directory
+
+
 def seconds_of(ttl: str) -> float:
     """``"24h"`` -> 86400. Raises UsageError."""
     from mesh.errors import UsageError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coordinator.cli_options import Data, Json, data_directory, when
+from coordinator.cli_options import Data, Json, existing_directory, when
 
 if TYPE_CHECKING:
     from coordinator.state import ReleaseRecord
@@ -51,7 +51,7 @@ def add(
     record = ReleaseRecord(
         manifest.release_id, manifest.name, str(directory.absolute()), now, SystemClock().wall()
     )
-    where = _existing(data)
+    where = existing_directory(data)
 
     async def write() -> None:
         async with open_state(where) as state:
@@ -75,7 +75,7 @@ def list_(data: Data = None, as_json: Json = False) -> None:
 
     from coordinator.state import open_state
 
-    where = _existing(data)
+    where = existing_directory(data)
 
     async def read() -> list[ReleaseRecord]:
         async with open_state(where) as state:
@@ -103,7 +103,7 @@ def remove(
     from coordinator.state import open_state
     from mesh.clock import SystemClock
 
-    where = _existing(data)
+    where = existing_directory(data)
 
     async def write() -> ReleaseRecord:
         async with open_state(where) as state:
@@ -111,11 +111,3 @@ def remove(
 
     gone = asyncio.run(write())
     typer.echo(f"removed {gone.name}, release {gone.release_id[:16]}", err=True)
-
-
-def _existing(data: Path | None) -> Path:
-    from coordinator.data_directory import read_listening
-
-    directory = data_directory(data)
-    read_listening(directory)
-    return directory

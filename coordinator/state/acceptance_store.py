@@ -1,18 +1,16 @@
-"""Licence acceptances in the state: what nodes signed, as they sent it. Part of ``StateStore``, which owns the session."""
+"""Licence acceptances in the state: what nodes signed, as they sent it. Part of ``StateStore``, which puts them together."""
 
 from __future__ import annotations
 
 import hashlib
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from pathlib import Path
 
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from coordinator.state.audit import audit_row
 from coordinator.state.database import translated
 from coordinator.state.models import LicenseAcceptanceRow
+from coordinator.state.rows import Rows
 from mesh.weights.trust.acceptance import LicenseAcceptance, open_acceptance
 
 
@@ -23,13 +21,7 @@ class StoredAcceptance:
     received: float  # seconds since the Unix epoch
 
 
-class AcceptanceRows:
-    _session: async_sessionmaker[AsyncSession]
-    _path: Path
-
-    def _writing(self) -> AbstractAsyncContextManager[AsyncSession]:
-        raise NotImplementedError
-
+class AcceptanceRows(Rows):
     async def add_acceptance(self, acceptance: LicenseAcceptance, record: bytes, now: float) -> None:
         """Keep a verified record and write its audit line; a record that is kept already changes nothing."""
         digest = hashlib.sha256(record).digest()

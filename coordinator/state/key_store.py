@@ -1,28 +1,20 @@
-"""API keys as rows: the part of the state that ``access`` asks for. Mixed into ``StateStore``, which owns the session."""
+"""API keys as rows: the part of the state that ``access`` asks for. Mixed into ``StateStore``, which puts them together."""
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict
-from pathlib import Path
 
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from coordinator.access.api_keys import KeyRecord, Limits, Scope
 from coordinator.state.audit import audit_row
 from coordinator.state.database import translated
 from coordinator.state.lookup import the_one
 from coordinator.state.models import ApiKeyRow
+from coordinator.state.rows import Rows
 
 
-class KeyRows:
-    _session: async_sessionmaker[AsyncSession]
-    _path: Path
-
-    def _writing(self) -> AbstractAsyncContextManager[AsyncSession]:
-        raise NotImplementedError
-
+class KeyRows(Rows):
     async def add_key(self, record: KeyRecord) -> None:
         async with self._writing() as session:
             session.add(

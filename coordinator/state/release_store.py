@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from pathlib import Path
 
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from coordinator.state.audit import audit_row
 from coordinator.state.database import translated
 from coordinator.state.lookup import the_one
 from coordinator.state.models import ReleaseRow
+from coordinator.state.rows import Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +25,7 @@ class ReleaseRecord:
     removed: float | None = None
 
 
-class ReleaseRows:
-    _session: async_sessionmaker[AsyncSession]
-    _path: Path
-
-    def _writing(self) -> AbstractAsyncContextManager[AsyncSession]:
-        raise NotImplementedError
-
+class ReleaseRows(Rows):
     async def add_release(self, record: ReleaseRecord) -> None:
         """Add it, or add it again."""
         async with self._writing() as session:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import select, update
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from coordinator.join_tokens import TokenRecord
 from coordinator.state.acceptance_store import AcceptanceRows
@@ -59,10 +58,6 @@ async def open_state(directory: Path) -> AsyncIterator[StateStore]:
 
 
 class StateStore(KeyRows, ReleaseRows, AcceptanceRows):
-    def __init__(self, engine: AsyncEngine, path: Path) -> None:
-        self._session = async_sessionmaker(engine, expire_on_commit=False)
-        self._path = path
-
     # -- join tokens
 
     async def add_token(self, record: TokenRecord) -> None:
@@ -159,12 +154,6 @@ class StateStore(KeyRows, ReleaseRows, AcceptanceRows):
                 return [
                     AuditRecord(row.time, row.event, row.subject, row.detail) for row in reversed(rows.all())
                 ]
-
-    @asynccontextmanager
-    async def _writing(self) -> AsyncIterator[AsyncSession]:
-        with translated(self._path):
-            async with self._session.begin() as session:
-                yield session
 
 
 def _token(row: JoinTokenRow) -> TokenRecord:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mesh.dirs import keys_dir
 from mesh.errors import NotFound, UsageError
-from mesh.weights.disk import naming_full_disk
+from mesh.weights.disk import naming_full_disk, read_small
 from mesh.weights.trust.catalog.names import MAX_ROOT_BYTES, is_catalog_root
 from mesh.weights.trust.signing import PrivateKey, PublicKey, TrustRoot
 
@@ -117,10 +117,4 @@ def trusted_keys(trust_file: Path | None) -> TrustRoot:
 
 def read_trust(path: Path) -> bytes:
     """A trust file's bytes, of either kind: a list of keys or a catalog's root. Raises NotFound, UsageError."""
-    if not path.is_file():
-        raise NotFound(f"trust file {path} does not exist")
-    with path.open("rb") as file:
-        data = file.read(MAX_ROOT_BYTES + 1)
-    if len(data) > MAX_ROOT_BYTES:
-        raise UsageError(f"trust file {path} is larger than {MAX_ROOT_BYTES} bytes; that is something else")
-    return data
+    return read_small(path, MAX_ROOT_BYTES, "trust")

@@ -26,8 +26,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from mesh import strict_json
-from mesh.errors import ManifestInvalid, NotFound, SignatureInvalid, UnknownKey, UsageError
-from mesh.weights.disk import naming_full_disk
+from mesh.errors import ManifestInvalid, SignatureInvalid, UnknownKey, UsageError
+from mesh.weights.disk import naming_full_disk, read_small
 from mesh.weights.trust.manifest import MAX_MANIFEST_BYTES, Manifest
 
 PAYLOAD_TYPE = "application/vnd.llama-mesh.manifest+json"
@@ -81,7 +81,7 @@ class PrivateKey:
     @classmethod
     def load(cls, path: Path) -> PrivateKey:
         """Read a PEM (PKCS #8) key as ``save`` and ``openssl genpkey -algorithm ed25519`` write it."""
-        data = _read_bounded(path, _MAX_KEY_FILE_BYTES, "key")
+        data = read_small(path, _MAX_KEY_FILE_BYTES, "key")
         try:
             key = serialization.load_pem_private_key(data, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm) as exc:  # TypeError: it wants a password
@@ -153,7 +153,7 @@ class TrustRoot:
 
     @classmethod
     def load(cls, path: Path) -> TrustRoot:
-        data = _read_bounded(path, MAX_TRUST_BYTES, "trust")
+        data = read_small(path, MAX_TRUST_BYTES, "trust")
         try:
             return cls.from_bytes(data)
         except ManifestInvalid as exc:
@@ -307,13 +307,3 @@ def _unbase64(what: str, value: object) -> bytes:
         return base64.b64decode(value, validate=True)
     except ValueError as exc:
         raise ManifestInvalid(f"{what} is not base64: {exc}") from exc
-
-
-def _read_bounded(path: Path, max_bytes: int, what: str) -> bytes:
-    if not path.is_file():
-        raise NotFound(f"{what} file {path} does not exist")
-    with path.open("rb") as file:
-        data = file.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise UsageError(f"{what} file {path} is larger than {max_bytes} bytes; that is something else")
-    return data

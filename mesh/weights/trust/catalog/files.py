@@ -5,13 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mesh.errors import IntegrityError, NotFound
-from mesh.weights.disk import naming_full_disk
+from mesh.weights.disk import replace_whole
 from mesh.weights.trust.catalog.names import TIMESTAMP, is_file_name, is_role, metadata_file
 
 MAX_METADATA_BYTES = 2 * 1024 * 1024
@@ -93,15 +92,5 @@ class CatalogFiles:
         return data
 
     def _write(self, path: Path, data: bytes) -> None:
-        """A reader, or a machine that stops meanwhile, sees the old file or the new one."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        try:
-            with naming_full_disk(path), beside.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
+        replace_whole(path, data)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
-from mesh.weights.disk import naming_full_disk
+from mesh.weights.disk import replace_whole
 from mesh.weights.releases.release import MANIFEST_FILE, read_envelope
 from mesh.weights.trust.catalog.plan import Outcome
 from mesh.weights.trust.catalog.repository import Catalog
@@ -32,18 +30,5 @@ def resign_release(
     manifest = open_manifest(read_envelope(file), TrustRoot.of(*keys))
     signed = sign_manifest(manifest, signer)
     outcome = catalog.add_release(publisher, signed, signers)
-    _replace(file, signed)
+    replace_whole(file, signed)
     return outcome
-
-
-def _replace(path: Path, data: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with naming_full_disk(path), beside.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
